@@ -1,0 +1,1 @@
+"""The firm's side: agent, trainer, data, policy, ledger and the outbound link."""

@@ -1,0 +1,1 @@
+"""The bench on top of all roles: demo, benchmarks and simulation."""

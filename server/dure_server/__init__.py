@@ -1,0 +1,1 @@
+"""The operator's side: link, coordinator, store, enrolment and console."""
