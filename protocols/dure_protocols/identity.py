@@ -91,4 +91,6 @@ def verify(public_bytes: bytes, signature: bytes, label: str, *parts: bytes) -> 
     try:
         Ed25519PublicKey.from_public_bytes(public_bytes).verify(signature, digest(label, *parts))
     except (InvalidSignature, ValueError) as error:
-        raise IdentityError(f"a signature on {label!r} does not belong to key {fingerprint(public_bytes)[:16]}…") from error
+        raise IdentityError(
+            f"a signature on {label!r} does not belong to key {fingerprint(public_bytes)[:16]}…"
+        ) from error
