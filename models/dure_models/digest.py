@@ -1,0 +1,39 @@
+"""The digest of a model package: what a firm puts on its allow-list and a job file names. Imports nothing heavy."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from dure_protocols import wire
+
+from dure_models import registry
+from dure_models.errors import UnknownModelError
+
+
+def model_digest(name: str) -> str:
+    """SHA-256 (lower-case hex) over the sources that train the model of that name, as installed here.
+
+    These are the files of the model's own package and the modules that all models share (training loop, parameters,
+    metrics, contract), each as its sorted relative path and its bytes; byte-code caches are left out. The model is not
+    imported. Raises UnknownModelError.
+    """
+    module = registry.module_of(name)
+    folder = _package_folder(name, module)
+    shared = Path(__file__).parent
+    files = [(f"dure_models/{path.name}", path) for path in shared.glob("*.py")]
+    files += [
+        (f"{module}/{path.relative_to(folder).as_posix()}", path)
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    parts = [part for label, path in sorted(files) for part in (label.encode(), path.read_bytes())]
+    return wire.digest("dure.model", name.encode(), *parts).hex()
+
+
+def _package_folder(name: str, module: str) -> Path:
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UnknownModelError(
+            f"the model {name!r} is announced as the package {module!r}, which is not installed as a folder; "
+            "reinstall the package that offers it"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

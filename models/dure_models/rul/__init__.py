@@ -1,0 +1,1 @@
+"""Remaining-useful-life regressor on windows of sensor rows."""
