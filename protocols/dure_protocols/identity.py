@@ -23,7 +23,8 @@ def check_firm_name(name: str) -> str:
     """Return `name` if it may be a firm's name (it becomes folder names and certificate subjects), else raise."""
     if not _FIRM_NAME.fullmatch(name):
         raise IdentityError(
-            f"{name!r} cannot be a firm's name: use 1 to 63 lower-case letters, digits and hyphens, starting with no hyphen"
+            f"{name!r} cannot be a firm's name: use 1 to 63 lower-case letters, digits and hyphens,"
+            " and begin with a letter or digit"
         )
     return name
 

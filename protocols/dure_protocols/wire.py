@@ -1,8 +1,8 @@
 """Canonical bytes: how every message, signature and digest of the protocol is written (docs/protocol.md, section 2).
 
-Integers are big-endian and of fixed width; byte strings and texts carry a 32-bit length before them; lists carry a 32-bit
-count. There is one way to write a value, so equal values have equal digests. A reader checks every length against what
-is there and against the caller's limit *before* it takes memory, and refuses bytes that are left over.
+Integers are big-endian and of fixed width; byte strings and texts carry a 32-bit length before them; lists carry a
+32-bit count. There is one way to write a value, so equal values have equal digests. A reader checks every length
+against what is there and against the caller's limit *before* it takes memory, and refuses bytes that are left over.
 """
 
 import hashlib

@@ -1,0 +1,127 @@
+"""The job file: everything that the firms of a job agree on before it runs. Its digest enters every key and signature.
+
+The operator drafts it, each firm reads and approves it, and nobody can change it afterwards: another byte is another
+digest, and so another job that nobody has approved.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+
+from dure_protocols.errors import DureError
+from dure_protocols.identity import check_firm_name
+
+MAX_RETRY_FIRMS = 16
+MAX_JOB_BYTES = 1 << 20
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+class JobFileError(DureError):
+    """The job file is malformed or contradicts itself."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelTerms(_Frozen):
+    """Which model is trained, bound to the digest of its code."""
+
+    name: str = Field(min_length=1, max_length=64)
+    digest: Digest = Field(description="SHA-256 of the model package's sources, as the firms have installed it")
+    options: dict[str, JsonValue] = {}
+    parameters: int = Field(gt=0, le=1 << 31, description="number of float32 parameters, d")
+    initial_digest: Digest = Field(description="SHA-256 of the first global model's little-endian float32 bytes")
+    statistics: int = Field(default=0, ge=0, le=4096, description="values summed in round 0 to normalise inputs")
+    round_metrics: tuple[MetricName, ...] = Field(default=(), description="summed over firms in every round")
+
+
+class CodecTerms(_Frozen):
+    """How an update becomes ring elements. See `dure_protocols.secagg.codec`."""
+
+    bits: int = Field(default=12, ge=2, le=24, description="bits a parameter before headroom for the sum")
+    clip: float = Field(gt=0, description="each coordinate of weight times update is clipped to ±clip")
+    count_cap: int = Field(gt=0, le=1 << 40, description="a firm's weight is min(rows, cap) / cap")
+
+
+class ServerStepTerms(_Frozen):
+    """The pure function from the last model and the published mean to the next model."""
+
+    kind: Literal["fedavg"] = "fedavg"
+    learning_rate: float = Field(default=1.0, gt=0)
+
+
+class JobFile(_Frozen):
+    """What the firms agree on. Frozen; validated when built; equal files have equal digests."""
+
+    format: Literal["dure-job-1"] = "dure-job-1"
+    id: JobId
+    title: str = Field(min_length=1, max_length=200)
+    simulated: bool = Field(default=False, description="the data behind this job is simulated, and every page says so")
+    consortium: str = Field(min_length=1, max_length=200)
+    mode: Literal["retry"] = "retry"
+    firms: dict[str, PublicKey] = Field(description="firm name to its Ed25519 identity public key, hex")
+    minimum_cohort: int = Field(ge=2)
+    model: ModelTerms
+    contract: dict[str, JsonValue] = Field(description="the data contract, whole")
+    codec: CodecTerms
+    server_step: ServerStepTerms = ServerStepTerms()
+    training: dict[str, JsonValue] = {}
+    rounds: int = Field(gt=0, le=100_000)
+    selection_metric: MetricName | None = Field(
+        default=None, description="round metric whose mean over the firms, lower is better, chooses the final model"
+    )
+    seed: int = Field(ge=0, lt=1 << 63)
+    phase_seconds: float = Field(default=120.0, gt=0, description="longest wait for a firm's answer in one phase")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in self.firms:
+            check_firm_name(name)
+        if len(set(self.firms.values())) != len(self.firms):
+            raise ValueError("two firms have the same identity key")
+        if not self.minimum_cohort <= len(self.firms) <= MAX_RETRY_FIRMS:
+            raise ValueError(
+                f"retry mode takes {self.minimum_cohort} (the minimum cohort) to {MAX_RETRY_FIRMS} firms;"
+                f" {len(self.firms)} are listed"
+            )
+        if self.selection_metric is not None and self.selection_metric not in self.model.round_metrics:
+            raise ValueError(f"selection_metric {self.selection_metric!r} is not among the model's round metrics")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: sorted keys, no blanks, UTF-8."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "JobFile":
+        """Parse and check. Raises JobFileError, also when the bytes are not the canonical form of what they say."""
+        if len(data) > MAX_JOB_BYTES:
+            raise JobFileError(f"the job file has {len(data)} bytes; at most {MAX_JOB_BYTES} are allowed")
+        try:
+            job = cls.model_validate_json(data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors()[:5])
+            raise JobFileError(f"the job file is not valid: {problems}") from error
+        if job.to_bytes() != data:
+            raise JobFileError("the job file is not in canonical form (sorted keys, no blanks); write it with Dure")
+        return job
+
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical bytes: what a firm approves. 32 bytes."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def identities(self) -> dict[str, bytes]:
+        """Firm name to raw Ed25519 public key (32 bytes)."""
+        return {name: bytes.fromhex(key) for name, key in self.firms.items()}
+
+
+def canonical_json(value: JsonValue | dict[str, object]) -> bytes:
+    """The one JSON text of a value, so that its digest is well defined."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
