@@ -25,6 +25,8 @@ from dure_protocols.identity import check_firm_name, fingerprint
 ROOT_DAYS = 3650
 SERVER_DAYS = 397
 CLIENT_DAYS = 30
+SERVER_NAME = "dure-server"
+"""Common name of every server certificate; clients check the SANs."""
 RENEW_AFTER_SHARE = 2 / 3
 """A certificate is due for renewal once this share of its life is over: ten days are left of thirty."""
 CLOCK_SKEW = timedelta(minutes=5)
@@ -99,7 +101,7 @@ def certificate_der(pem: bytes) -> bytes:
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A firm's certificate signing request (PEM). Its subject is empty on purpose: the name is not the firm's to choose."""
+    """A firm's signing request (PEM). Its subject is empty on purpose: the name is not the firm's to choose."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
 
@@ -133,7 +135,7 @@ def public_key_der(key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 class Authority:
-    """A consortium's root: its certificate and its key. The key leaves only through `key_pem`, and never through repr."""
+    """A consortium's root: its certificate and its key. The key leaves through `key_pem` only, never through repr."""
 
     def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
         self._certificate = _load_certificate(certificate_pem)
@@ -151,7 +153,7 @@ class Authority:
         name = _common_name(consortium)
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         certificate = (
-            _builder(name, name, key.public_key(), now, serial, days)
+            _builder(name, name, key.public_key(), now, serial=serial, days=days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(key_cert_sign=True, digital_signature=False), critical=True)
             .add_extension(identifier, critical=False)
@@ -187,13 +189,17 @@ class Authority:
             raise IdentityError("a server certificate needs at least one host name or address")
         usage = ExtendedKeyUsageOID.SERVER_AUTH
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-        builder = self._end_entity(hosts[0], key, now, serial, days, usage).add_extension(names, critical=False)
+        builder = self._end_entity(SERVER_NAME, key, now, serial, days=days, usage=usage).add_extension(
+            names, critical=False
+        )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
     def issue_client(self, firm: str, csr_pem: bytes, now: datetime, *, serial: int, days: int = CLIENT_DAYS) -> bytes:
         """A firm's client certificate (PEM). `firm` MUST come from the invitation or the old certificate."""
         key = request_public_key(csr_pem)
-        builder = self._end_entity(check_firm_name(firm), key, now, serial, days, ExtendedKeyUsageOID.CLIENT_AUTH)
+        builder = self._end_entity(
+            check_firm_name(firm), key, now, serial, days=days, usage=ExtendedKeyUsageOID.CLIENT_AUTH
+        )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
     def _end_entity(
@@ -202,12 +208,13 @@ class Authority:
         key: ec.EllipticCurvePublicKey,
         now: datetime,
         serial: int,
+        *,
         days: int,
         usage: x509.ObjectIdentifier,
     ) -> x509.CertificateBuilder:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         return (
-            _builder(_common_name(name), self._certificate.subject, key, now, serial, days)
+            _builder(_common_name(name), self._certificate.subject, key, now, serial=serial, days=days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(key_cert_sign=False, digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
@@ -269,7 +276,7 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, serial: int, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, serial: int, days: int
 ) -> x509.CertificateBuilder:
     start = now.astimezone(UTC)
     return (

@@ -1,0 +1,268 @@
+"""The agent's home: one folder with everything a firm's agent keeps, and nothing of it anywhere else.
+
+    agent.toml            who we are, where the server is (written by `dure-agent join`)
+    policy.toml data.toml what this firm consents to, where its data is (written by the firm)
+    keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
+    state/                protocol state, answers/, outbox/, inbox/
+    jobs/<job-id>/        model.f32, result.json
+    ledger/ledger.jsonl   every byte that left
+    logs/                 what may never leave
+
+Errors: HomeError, with the command that helps.
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dure_protocols.certificates import CertificateFacts, key_from_pem, read_certificate
+from dure_protocols.errors import DureError
+from dure_protocols.identity import Identity, check_firm_name
+
+HOME_VARIABLE = "DURE_AGENT_HOME"
+
+
+class HomeError(DureError):
+    """The agent's home is missing something, holds something damaged, or may be read by others."""
+
+
+def default_home() -> Path:
+    """Where the agent lives unless told otherwise: $DURE_AGENT_HOME, or ~/.dure/agent."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".dure" / "agent")
+
+
+class AgentConfig(BaseModel):
+    """agent.toml: what the firm learned when it joined. Holds no secret."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    consortium: str = Field(min_length=1, max_length=64)
+    firm: str
+    server_host: str = Field(min_length=1, max_length=253)
+    enrolment_port: int = Field(ge=1, le=65535)
+    link_port: int = Field(ge=1, le=65535)
+    root_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the consortium root's DER, as the firm's administrator confirmed it."""
+
+    @field_validator("firm")
+    @classmethod
+    def _firm_is_a_name(cls, value: str) -> str:
+        return check_firm_name(value)
+
+    @property
+    def link_address(self) -> str:
+        """host:port of the link, as gRPC takes it."""
+        return f"{_bracketed(self.server_host)}:{self.link_port}"
+
+    @property
+    def enrolment_url(self) -> str:
+        """Base of the enrolment API, without a slash at the end."""
+        return f"https://{_bracketed(self.server_host)}:{self.enrolment_port}"
+
+    def to_toml(self) -> str:
+        """The file's text."""
+        lines = ["# Written by `dure-agent join`. Holds no secret.", ""]
+        for name, value in self.model_dump().items():
+            lines.append(f"{name} = {value if isinstance(value, int) else _toml_string(value)}")
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class AgentHome:
+    """Paths inside an agent's home, and the few files whose form everyone must agree on."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """agent.toml."""
+        return self.path / "agent.toml"
+
+    @property
+    def policy_file(self) -> Path:
+        """policy.toml: what this firm consents to."""
+        return self.path / "policy.toml"
+
+    @property
+    def data_file(self) -> Path:
+        """data.toml: where this firm's data is and how its columns map to the contract's."""
+        return self.path / "data.toml"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of keys, mode 0700."""
+        return self.path / "keys"
+
+    @property
+    def tls_key_file(self) -> Path:
+        """Private key of the link's client certificate, mode 0600."""
+        return self.keys / "tls.key"
+
+    @property
+    def tls_certificate_file(self) -> Path:
+        """The client certificate that the consortium issued."""
+        return self.keys / "tls.pem"
+
+    @property
+    def identity_key_file(self) -> Path:
+        """Private Ed25519 key of the firm's identity, mode 0600."""
+        return self.keys / "identity.key"
+
+    @property
+    def root_file(self) -> Path:
+        """The consortium's root certificate: the only one this agent trusts."""
+        return self.keys / "root.pem"
+
+    @property
+    def state(self) -> Path:
+        """Protocol state, answers, boxes of the link."""
+        return self.path / "state"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder a job."""
+        return self.path / "jobs"
+
+    @property
+    def ledger_file(self) -> Path:
+        """The append-only account of what left."""
+        return self.path / "ledger" / "ledger.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        """The firm's own logs. They never leave."""
+        return self.path / "logs"
+
+    @property
+    def trainer_socket(self) -> Path:
+        """Unix socket on which the trainer listens."""
+        return self.path / "trainer.sock"
+
+    def job_folder(self, job: str) -> Path:
+        """Folder of one job. `job` MUST have been validated as a job id (it becomes a file name)."""
+        return self.jobs / job
+
+    def create(self) -> None:
+        """Make the folders, private to this user. Calling it again changes nothing that is there."""
+        for folder in (self.path, self.keys, self.state, self.jobs, self.ledger_file.parent, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.keys.chmod(0o700)
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether `dure-agent join` has gone through here."""
+        return self.config_file.exists() and self.tls_certificate_file.exists()
+
+    def config(self) -> AgentConfig:
+        """Read agent.toml. Raises HomeError if the firm has not joined or the file is damaged."""
+        try:
+            return AgentConfig.model_validate(tomllib.loads(self.config_file.read_text()))
+        except FileNotFoundError as error:
+            raise HomeError(
+                f"{self.path} belongs to no firm yet: run `dure-agent join` with the operator's invitation, "
+                "or name another folder with --home"
+            ) from error
+        except (ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, DureError) as error:
+            raise HomeError(
+                f"{self.config_file} is damaged ({_first_line(error)}); restore it from a backup"
+            ) from error
+
+    def write_config(self, config: AgentConfig) -> None:
+        """Write agent.toml, whole or not at all."""
+        write_file(self.config_file, config.to_toml().encode(), mode=0o600)
+
+    def identity(self) -> Identity:
+        """The firm's identity key. Raises HomeError if it is missing or readable by others."""
+        return Identity.from_pem(read_private(self.identity_key_file))
+
+    def tls_key(self) -> ec.EllipticCurvePrivateKey:
+        """The link's key. Raises HomeError if it is missing or readable by others."""
+        return key_from_pem(read_private(self.tls_key_file))
+
+    def certificate(self) -> CertificateFacts:
+        """What the client certificate says. Raises HomeError if there is none."""
+        try:
+            return read_certificate(self.tls_certificate_file.read_bytes())
+        except FileNotFoundError as error:
+            raise HomeError(f"{self.tls_certificate_file} is missing: run `dure-agent join` again") from error
+
+    def job_names(self) -> list[str]:
+        """Jobs this agent has a folder for, by name."""
+        return sorted(entry.name for entry in self.jobs.iterdir() if entry.is_dir()) if self.jobs.is_dir() else []
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that holds a private key. Raises HomeError if it is missing or others may read it."""
+    try:
+        mode = path.stat().st_mode & 0o077
+        content = path.read_bytes()
+    except OSError as error:
+        raise HomeError(f"the key file {path} cannot be read: {error.strerror}") from error
+    if mode:
+        raise HomeError(f"the key file {path} may be read by other users of this machine: run `chmod 600 {path}`")
+    return content
+
+
+def keep_or_make_private(path: Path, content: bytes) -> bytes:
+    """Write a new private file, or return what is there already: a key is never overwritten.
+
+    The file appears with its whole content or not at all (written aside, flushed, then linked into place), so a crash
+    leaves no half key and two runs at once agree on one.
+    """
+    if path.exists():
+        return read_private(path)
+    aside = _write_aside(path, content, 0o600)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        return read_private(path)
+    finally:
+        aside.unlink()
+    _flush_folder(path.parent)
+    return content
+
+
+def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file whole or not at all, and flush it to disk."""
+    aside = _write_aside(path, content, mode)
+    aside.replace(path)
+    _flush_folder(path.parent)
+
+
+def _write_aside(path: Path, content: bytes, mode: int) -> Path:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return aside
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _toml_string(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]
