@@ -240,10 +240,15 @@ def _check_record(position: int, record: LedgerRecord, place: Head, public_key: 
         raise LedgerError(position, f"record {position} does not follow from the record before it")
     if not _TIME.fullmatch(record.time):  # (3)
         raise LedgerError(position, f"record {position} has no valid time")
-    try:  # (4)
+    verify_record(record, public_key)  # (4)
+
+
+def verify_record(record: LedgerRecord, public_key: bytes) -> None:
+    """Check one record's signature alone, without its place in the chain. Raises LedgerError."""
+    try:
         verify(public_key, record.signature, RECORD_LABEL, record.hash)
     except IdentityError as error:
-        raise LedgerError(position, f"record {position} is not signed by this firm's identity") from error
+        raise LedgerError(record.number, f"record {record.number} is not signed by this firm's identity") from error
 
 
 def sent_bytes(records: Iterable[LedgerRecord]) -> int:
