@@ -64,19 +64,19 @@ Signature = Annotated[bytes, fixed(SIGNATURE_BYTES)]
 
 
 class Fields:
-    """Base of a frozen dataclass that is written field by field. `kind` is unique among messages; 0 for parts of one."""
+    """Base of a frozen dataclass that is written field by field; a message's `kind` is its first byte."""
 
     kind: ClassVar[int] = 0
 
     def write(self, writer: Writer) -> None:
         """Append the fields in the order of their declaration."""
-        for name, codec in _codecs(type(self)):
+        for name, codec in _codecs(type(self)):  # type: ignore[arg-type]  # mypy takes the instances' __hash__ for the class's own
             codec.write(writer, getattr(self, name))
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Take the fields in the order of their declaration. Raises MessageError."""
-        return cls(**{name: codec.read(reader) for name, codec in _codecs(cls)})
+        return cls(**{name: codec.read(reader) for name, codec in _codecs(cls)})  # type: ignore[arg-type]  # as above
 
 
 F = TypeVar("F", bound=Fields)
@@ -90,4 +90,4 @@ def nested(cls: type[F]) -> Codec[F]:
 @cache
 def _codecs(cls: type[Fields]) -> list[tuple[str, Codec[Any]]]:
     hints = get_type_hints(cls, include_extras=True)
-    return [(field.name, hints[field.name].__metadata__[0]) for field in fields(cls)]  # type: ignore[arg-type]
+    return [(field.name, hints[field.name].__metadata__[0]) for field in fields(cls)]  # type: ignore[arg-type]  # subclasses are
