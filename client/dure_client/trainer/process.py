@@ -1,0 +1,145 @@
+"""Starts and ends one trainer process. Knows nothing of what is said to it.
+
+The process gets a command line of paths, an environment of a handful of names and no file of the agent's but its log.
+It ends by itself when the agent ends, however that happens: its standard input is a pipe that then closes.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dure_client.trainer.messages import TrainerCode, TrainerError
+
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
+_START_POLL_SECONDS = 0.01
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
+
+
+@dataclass(frozen=True)
+class TrainerPlaces:
+    """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log."""
+
+    scratch: Path
+    data: Path
+    log: Path
+
+
+@dataclass
+class TrainerProcess:
+    """A running trainer. `socket` is where it listens; `close` ends it and removes the socket."""
+
+    socket: Path
+    _popen: "subprocess.Popen[bytes]"
+    _private: Path = field(repr=False)
+
+    @property
+    def pid(self) -> int:
+        """Process id, for the firm's log and for tests."""
+        return self._popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._popen.poll() is None
+
+    def has_ended_within(self, seconds: float) -> bool:
+        """Wait a little for an end that is about to come: a cut connection shows before the process is gone."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(seconds)
+        return not self.is_running
+
+    def close(self, grace_seconds: float = 2.0) -> None:
+        """End the process: politely by closing its standard input, then by its id. Removes its socket folder."""
+        if self._popen.stdin is not None:
+            with suppress(OSError):
+                self._popen.stdin.close()
+        try:
+            self._popen.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self._popen.send_signal(signal.SIGKILL)
+            self._popen.wait()
+        shutil.rmtree(self._private, ignore_errors=True)
+
+
+def start(
+    places: TrainerPlaces, *, num_threads: int, timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> TrainerProcess:
+    """Start a trainer and wait until its socket is there.
+
+    `environment` is added to the minimal one. Raises TrainerError(DID_NOT_START) with the log's place.
+    """
+    for folder in (places.scratch, places.log.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private = _private_folder(places.scratch)
+    socket = private / "t.sock"
+    command = [sys.executable, "-m", "dure_client.trainer", "--socket", str(socket), "--scratch", str(places.scratch)]
+    command += ["--data", str(places.data), "--threads", str(num_threads)]
+    log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=_environment(places.scratch, num_threads, environment or {}),
+            cwd=places.scratch,
+            start_new_session=True,  # Ctrl-C reaches the agent, which then ends its trainer in order
+        )
+    finally:
+        os.close(log)
+    process = TrainerProcess(socket, popen, private)
+    give_up_at = time.monotonic() + timeout_seconds
+    while not socket.exists():
+        if not process.is_running or time.monotonic() > give_up_at:
+            process.close(grace_seconds=0)
+            raise TrainerError(TrainerCode.DID_NOT_START, str(places.log))
+        time.sleep(_START_POLL_SECONDS)
+    return process
+
+
+def _private_folder(scratch: Path) -> Path:
+    """A fresh folder of mode 0700 for the socket: in the scratch folder, or in the system's for temporary files where
+    the scratch folder's path is too long for a socket."""
+    inside = Path(tempfile.mkdtemp(prefix="s", dir=scratch))
+    if _fits(inside):
+        return inside
+    inside.rmdir()
+    elsewhere = Path(tempfile.mkdtemp(prefix="dure-"))
+    if _fits(elsewhere):
+        return elsewhere
+    elsewhere.rmdir()
+    raise TrainerError(TrainerCode.DID_NOT_START, _too_long(scratch))
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / "t.sock")) <= MAX_SOCKET_PATH_BYTES
+
+
+def _too_long(scratch: Path) -> str:
+    return (
+        f"a Unix socket's path may have {MAX_SOCKET_PATH_BYTES} bytes and {scratch} is too long; "
+        "give the agent a home with a shorter path, or set TMPDIR to a short one: this"
+    )
+
+
+def _environment(scratch: Path, num_threads: int, more: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    threads = str(num_threads)
+    own = {
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "POLARS_MAX_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return {**kept, **own, **more}

@@ -1,0 +1,77 @@
+"""The folder through which arrays pass between the agent and its trainer: raw little-endian files, named by the agent.
+
+The agent treats what it finds there as a stranger's: it follows no symbolic link and maps nothing of another size than
+it expects.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_protocols.errors import MisuseError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+FLOAT32 = np.dtype("<f4").type
+FLOAT64 = np.dtype("<f8").type
+_ENDINGS = {4: "f32", 8: "f64"}
+
+
+class ScratchError(Exception):
+    """A file of the scratch folder is missing, no regular file, or of the wrong size."""
+
+
+class Scratch:
+    """The agent's side of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new_name(self, scalar: type[np.generic]) -> str:
+        """A name that nobody has used, for the trainer to write an array to."""
+        return f"a-{secrets.token_hex(8)}.{_ENDINGS[np.dtype(scalar).itemsize]}"
+
+    @contextmanager
+    def lent(self, array: NDArray[Scalar], scalar: type[Scalar], length: int) -> Iterator[str]:
+        """An array as a file while the block runs; the name under which the trainer finds it.
+
+        Raises MisuseError if the shape is not (length,).
+        """
+        if array.shape != (length,):
+            raise MisuseError(f"the trainer takes an array of shape ({length},), one of {array.shape} came")
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / self.new_name(scalar)
+        try:
+            array.astype(scalar, copy=False).tofile(path)
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+    def take(self, name: str, scalar: type[Scalar], length: int) -> NDArray[Scalar]:
+        """Map an array (length,) that the trainer wrote, and drop its name: the values live as long as the array.
+
+        Raises ScratchError.
+        """
+        path = self._folder / name
+        try:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                if os.fstat(file.fileno()).st_size != length * np.dtype(scalar).itemsize:
+                    raise ScratchError(name)
+                # An empty file cannot be mapped.
+                return np.memmap(file, dtype=scalar, mode="r", shape=(length,)) if length else np.zeros(0, scalar)
+        except OSError as error:
+            raise ScratchError(name) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what a dead trainer left behind."""
+        for ending in _ENDINGS.values():
+            for path in self._folder.glob(f"a-*.{ending}"):
+                path.unlink(missing_ok=True)
