@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ AnyArray = NDArray[np.generic]
 
 CHUNK_BYTES: Final = 1 << 20
 INLINE_ARRAY_BYTES: Final = 4 << 10  # arrays up to this many bytes travel inside the envelope
-MAX_ENVELOPE_BYTES: Final = 4 << 20
-MAX_BODY_BYTES: Final = 3 << 20
+MAX_BODY_BYTES: Final = 8 << 20
+MAX_ENVELOPE_BYTES: Final = 9 << 20
 MAX_ARRAYS: Final = 64
 MAX_DIMENSIONS: Final = 8
 MAX_BLOB_BYTES: Final = 4 << 30
@@ -47,6 +47,28 @@ _GROUP = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _ARRAY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ERROR_CODE = re.compile(r"[a-z][a-z-]{0,47}")
 _AGENT_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
+
+
+class Place(NamedTuple):
+    """Where in a job a message belongs; a `group` spells it."""
+
+    job: str
+    round: int = 0
+    attempt: int = 0
+    phase: str = ""
+
+    @property
+    def group(self) -> str:
+        """The group of a message's metadata."""
+        return f"{self.job}/{self.round}/{self.attempt}/{self.phase}"
+
+    @classmethod
+    def of(cls, group: str) -> "Place":
+        """The place a group spells. A group of another form is a job's name and nothing else."""
+        match group.split("/"):
+            case [job, number, attempt, phase] if number.isdecimal() and attempt.isdecimal():
+                return cls(job, int(number), int(attempt), phase)
+        return cls(group)
 
 
 def is_message_id(text: str) -> bool:

@@ -6,9 +6,14 @@ DureError
 └── GridError         the coordinator's side: the link refused what this coordinator asked for
 """
 
+import logging
+from typing import NoReturn
+
 import grpc
 
-from dure_protocols.errors import DureError
+from dure_protocols.errors import DureError, MessageError
+
+logger = logging.getLogger(__name__)
 
 
 class LinkStartError(DureError):
@@ -26,3 +31,17 @@ class LinkRefusedError(DureError):
 
 class GridError(DureError):
     """The link refused a coordinator's request; repeating it would not help."""
+
+
+async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
+    """End a request with the status that an error stands for. What nobody foresaw is logged, and named to nobody."""
+    match error:
+        case LinkRefusedError():
+            await context.abort(error.status, error.text)
+        case MessageError():
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        case grpc.aio.AbortError():
+            raise error
+    logger.error("a request failed", exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "the link failed; the operator finds the reason in its log")
+    raise AssertionError("abort raises")

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar, cast
 
+import grpc
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -36,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 
 from dure_protocols.frames import Envelope
+from dure_server.link.errors import LinkRefusedError
 
 T = TypeVar("T")
 
@@ -141,10 +143,10 @@ class Journal:
         self._reader.shutdown()
         self._engine.dispose()
 
-    async def push(self, pushed: Sequence[Pushed]) -> list[bytes | None]:
-        """Record messages for their firms. One that is there already stays as it is.
+    async def push(self, pushed: Sequence[Pushed]) -> list[Pushed]:
+        """Record messages for their firms. One that is there already stays as it is. Returns those that are new.
 
-        Returns for each None if it is new, else the encoding that is recorded, for the caller to compare.
+        Raises LinkRefusedError, and records nothing, if an id was used before for a message that says something else.
         """
         return await self._write(lambda connection: _push(connection, pushed))
 
@@ -250,12 +252,22 @@ class Journal:
             write.done.set_result(result)
 
 
-def _push(connection: Connection, pushed: Sequence[Pushed]) -> list[bytes | None]:
+def _push(connection: Connection, pushed: Sequence[Pushed]) -> list[Pushed]:
     there: dict[str, bytes] = {}
     for part in _parts([push.envelope.message_id for push in pushed]):
         query = select(messages.c.id, messages.c.body).where(messages.c.id.in_(part))
         there |= {row.id: row.body for row in connection.execute(query)}
-    new = {push.envelope.message_id: push for push in pushed if push.envelope.message_id not in there}
+    new: dict[str, Pushed] = {}
+    for push in pushed:
+        recorded = there.get(push.envelope.message_id)
+        if recorded is None:
+            new[push.envelope.message_id] = push
+        elif not Envelope.decode(recorded).same_content(push.envelope):
+            raise LinkRefusedError(
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"{push.envelope!r} to {push.firm} differs from the one recorded under its id before; "
+                "give it a group of its own (another attempt)",
+            )
     if new:
         connection.execute(insert(messages), [_message_row(push) for push in new.values()])
     if released := [
@@ -264,7 +276,7 @@ def _push(connection: Connection, pushed: Sequence[Pushed]) -> list[bytes | None
         for digest in sorted({ref.sha256 for ref in push.envelope.blobs})
     ]:
         connection.execute(insert(message_blobs), released)
-    return [there.get(push.envelope.message_id) for push in pushed]
+    return list(new.values())
 
 
 def _message_row(push: Pushed) -> dict[str, object]:

@@ -1,0 +1,147 @@
+"""What an agent may ask of the link: the methods of the firms' port. Every one has passed the gate.
+
+Subscribe  stream down   what is unanswered, then every message at once; the open stream is the firm's liveness
+Reply      unary         the first reply to a message counts, and only when its blobs are whole
+Upload     both ways     Announce up, Stored down, the rest of the blob up, Stored (complete) down
+Download   stream down   a blob that a message to this firm released, from an offset on
+Renew      unary         a new certificate for a signing request
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+import grpc
+
+from dure_protocols.errors import IdentityError
+from dure_protocols.frames import MAX_CSR_BYTES, MAX_REQUEST_BYTES, Announce, Envelope, Fetch, Subscribe
+from dure_server.link.blobs import BlobFolder
+from dure_server.link.errors import LinkRefusedError
+from dure_server.link.exchange import Exchange
+from dure_server.link.gate import Caller, Gate
+from dure_server.link.journal import Journal, Upload
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "dure.link.Firm"
+
+Renew = Callable[[str, bytes], bytes]
+"""(firm, signing request as PEM) -> certificate as PEM; raises IdentityError. Called from a thread of its own."""
+Presence = Callable[[str, bool, str], None]
+"""(firm, is connected, agent version): told when an agent comes or goes. Called from the same thread."""
+
+
+class FirmService:
+    """One link process's side towards the agents."""
+
+    def __init__(
+        self, journal: Journal, blobs: BlobFolder, exchange: Exchange, renew: Renew, presence: Presence
+    ) -> None:
+        self._journal = journal
+        self._blobs = blobs
+        self._exchange = exchange
+        self._renew = renew
+        self._presence = presence
+        self._thread = ThreadPoolExecutor(1, "membership")
+
+    def handlers(self, gate: Gate) -> grpc.GenericRpcHandler:
+        """The methods as gRPC serves them, each behind the gate. Requests and answers are raw bytes."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Subscribe": grpc.unary_stream_rpc_method_handler(gate.stream(self.subscribe)),
+                "Reply": grpc.unary_unary_rpc_method_handler(gate.unary(self.reply)),
+                "Upload": grpc.stream_stream_rpc_method_handler(gate.stream(self.upload)),
+                "Download": grpc.unary_stream_rpc_method_handler(gate.stream(self.download)),
+                "Renew": grpc.unary_unary_rpc_method_handler(gate.unary(self.renew)),
+            },
+        )
+
+    async def subscribe(self, caller: Caller, request: bytes) -> AsyncGenerator[bytes]:
+        """Every unanswered message, then each new one at once, until the agent goes or connects anew."""
+        version = Subscribe.decode(_limited(request, MAX_REQUEST_BYTES)).agent_version
+        try:
+            with self._exchange.subscribed(caller.firm, version) as subscription:
+                await self._tell_presence(caller.firm, True, version)
+                sent = set()
+                for message_id, body in await self._journal.unanswered(caller.firm, time.time()):
+                    sent.add(message_id)
+                    yield body
+                while (message := await subscription.news.get()) is not None:
+                    if message.envelope.message_id not in sent:
+                        yield message.body
+                    sent.discard(message.envelope.message_id)  # pushed between subscribing and reading the journal
+        finally:
+            if caller.firm not in self._exchange.connected():
+                await self._tell_presence(caller.firm, False, version)
+        raise LinkRefusedError(grpc.StatusCode.ABORTED, "a newer connection of this firm took over")
+
+    async def reply(self, caller: Caller, request: bytes) -> bytes:
+        """Record a reply.
+
+        (1) It is well-formed. (2) It answers a message that exists and was sent to this firm. (3) It is the first, or
+        the same again. (4) Every blob it names is here, whole. Then it is durable before it is acknowledged.
+        """
+        reply = Envelope.decode(request)  # (1)
+        known = await self._journal.request(reply.reply_to, caller.firm)  # (2)
+        if known is None or not reply.answers(Envelope.decode(known[0])):
+            raise LinkRefusedError(grpc.StatusCode.NOT_FOUND, "no message to this firm waits for this reply (any more)")
+        recorded = known[1]
+        if recorded is None:
+            uploads = [Upload(caller.firm, ref.sha256) for ref in reply.blobs]
+            for ref, upload in zip(reply.blobs, uploads, strict=True):  # (4)
+                if not self._blobs.is_complete(upload, ref.size_bytes):
+                    raise LinkRefusedError(
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                        f"upload blob {ref.sha256[:16]}… before the reply naming it",
+                    )
+            digests = [upload.digest for upload in uploads]
+            recorded = await self._journal.record_reply(reply.reply_to, request, digests)
+            self._exchange.answered(reply.reply_to)
+        if recorded != request:  # (3)
+            raise LinkRefusedError(grpc.StatusCode.ALREADY_EXISTS, "another reply to this message was recorded before")
+        return b""
+
+    async def upload(self, caller: Caller, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Take a blob into the firm's own folder."""
+        chunks = aiter(requests)
+        announced = Announce.decode(_limited(await anext(chunks, b""), MAX_REQUEST_BYTES))
+        async with aclosing(self._blobs.upload(caller.firm, announced, chunks)) as progress:
+            async for stored in progress:
+                yield stored.encode()
+
+    async def download(self, caller: Caller, request: bytes) -> AsyncGenerator[bytes]:
+        """A blob that some message released to this firm."""
+        wanted = Fetch.decode(_limited(request, MAX_REQUEST_BYTES))
+        if not await self._journal.may_fetch(caller.firm, wanted.sha256):
+            raise LinkRefusedError(grpc.StatusCode.NOT_FOUND, "no message released this blob to this firm")
+        async with aclosing(self._blobs.download(wanted)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def renew(self, caller: Caller, request: bytes) -> bytes:
+        """A new certificate for the caller's own name, whatever the request says."""
+        csr = _limited(request, MAX_CSR_BYTES)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._renew, caller.firm, csr)
+        except IdentityError as error:
+            raise LinkRefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+
+    async def _tell_presence(self, firm: str, connected: bool, version: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._presence, firm, connected, version)
+        except Exception:
+            logger.exception("could not note that %s is %s", firm, "here" if connected else "gone")
+
+
+def _limited(request: bytes, limit_bytes: int) -> bytes:
+    if len(request) > limit_bytes:
+        raise LinkRefusedError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"a request of {len(request)} bytes came; {limit_bytes} are allowed"
+        )
+    return request

@@ -1,0 +1,157 @@
+"""Who is calling: the firm of a client certificate, admitted anew at every request.
+
+Around every method of the firms' port, in this order:
+(1) TLS has verified the chain to the consortium's root (gRPC, `require_client_auth`); not repeated here.
+(2) The certificate is for clients, names one well-formed firm, and is valid *now*: a connection outlives certificates.
+(3) The store still admits this firm with this certificate.
+(4) While a stream is open, (2) and (3) are looked at once a second; a firm that fails is cut off at once.
+
+A refusal becomes a gRPC status here and nowhere else. An unexpected error is logged here and named to nobody.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import grpc
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from dure_protocols.certificates import CertificateFacts, read_certificate
+from dure_protocols.errors import IdentityError
+from dure_protocols.identity import check_firm_name
+from dure_server.link.errors import LinkRefusedError, abort
+
+logger = logging.getLogger(__name__)
+
+RECHECK_SECONDS = 1.0
+_NOT_ADMITTED = "this firm is not admitted to the consortium (any more); ask the operator"
+
+Clock = Callable[[], datetime]
+IsAdmitted = Callable[[str, str], bool]
+"""(firm, SHA-256 of the certificate's DER) -> whether it may speak. Called from a thread of its own."""
+
+
+def system_clock() -> datetime:
+    """Now, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The firm that makes a request, by its verified certificate."""
+
+    firm: str
+    certificate: CertificateFacts
+
+
+class Gate:
+    """Admits callers to the firms' port, and cuts off those that are no longer admitted."""
+
+    def __init__(self, is_admitted: IsAdmitted, clock: Clock = system_clock) -> None:
+        self._is_admitted = is_admitted
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, "admission")
+        self._open: dict[Caller, set[asyncio.Task[Any]]] = {}
+        self._cut_off: set[asyncio.Task[Any]] = set()
+
+    def unary(
+        self, method: Callable[[Caller, bytes], Awaitable[bytes]]
+    ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
+        """A handler for one request and one answer."""
+
+        @functools.wraps(method)
+        async def handler(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            try:
+                return await method(await self._admit(context), request)
+            except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                await abort(context, error)
+
+        return handler
+
+    def stream(
+        self, method: Callable[[Caller, Any], AsyncGenerator[bytes]]
+    ) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]:
+        """A handler that streams its answer; the request may be a stream, too."""
+
+        @functools.wraps(method)
+        async def handler(request: Any, context: grpc.aio.ServicerContext) -> None:
+            try:
+                caller = await self._admit(context)
+                # Written here and not yielded, so that a cancellation always reaches the method and ends it at once.
+                with self._watched(caller):
+                    async with aclosing(method(caller, request)) as items:
+                        async for item in items:
+                            await context.write(item)
+            except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                await abort(context, error)
+
+        return handler
+
+    async def watch(self) -> NoReturn:
+        """For ever: look again whether those with open streams are still admitted."""
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            for caller in list(self._open):
+                if not await self._may_speak(caller):
+                    self._cut(caller)
+
+    def _cut(self, caller: Caller) -> None:
+        tasks = self._open.get(caller, set())
+        logger.warning("%s is no longer admitted: %d open streams are closed", caller.firm, len(tasks))
+        for task in tasks:
+            self._cut_off.add(task)
+            task.cancel()
+
+    @contextmanager
+    def _watched(self, caller: Caller) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a coroutine always runs in a task
+        self._open.setdefault(caller, set()).add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._cut_off:
+                raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ADMITTED) from None
+            raise
+        finally:
+            self._cut_off.discard(task)
+            self._open[caller].discard(task)
+            if not self._open[caller]:
+                del self._open[caller]
+
+    async def _admit(self, context: grpc.aio.ServicerContext) -> Caller:
+        try:
+            caller = _identify(context.auth_context()["x509_pem_cert"][0])
+        except (KeyError, IndexError, IdentityError) as error:
+            raise LinkRefusedError(
+                grpc.StatusCode.UNAUTHENTICATED, "a client certificate issued by `dure-agent join` is needed"
+            ) from error
+        if not await self._may_speak(caller):
+            raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ADMITTED)
+        return caller
+
+    async def _may_speak(self, caller: Caller) -> bool:
+        if not caller.certificate.is_valid_at(self._clock()):
+            return False
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._is_admitted, caller.firm, caller.certificate.fingerprint)
+
+
+@functools.lru_cache(4096)
+def _identify(pem: bytes) -> Caller:
+    """(2), but for the clock. Raises IdentityError."""
+    facts = read_certificate(pem)
+    try:
+        usage = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise IdentityError("the certificate does not say what it is for") from error
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+        raise IdentityError("the certificate is not for clients")
+    return Caller(check_firm_name(facts.name), facts)

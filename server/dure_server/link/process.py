@@ -1,0 +1,188 @@
+"""The link process: puts the parts together, listens, and stops within a second of SIGTERM.
+
+Prints one line of JSON on stdout when it serves: {"ready": true, "port": …, "desk": …}.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+from dure_protocols.frames import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
+from dure_server.link.blobs import DEFAULT_QUOTA_BYTES, PART, BlobFolder
+from dure_server.link.desk import DeskService
+from dure_server.link.desk_frames import PUSH_BYTES
+from dure_server.link.errors import LinkStartError
+from dure_server.link.exchange import Exchange
+from dure_server.link.firms import FirmService, Presence, Renew
+from dure_server.link.gate import Gate, IsAdmitted
+from dure_server.link.journal import Journal, Upload, open_engine
+
+logger = logging.getLogger(__name__)
+
+MAX_SOCKET_PATH_BYTES: Final = 103  # what every Unix takes; longer ones fail with a text that helps nobody
+STOP_SECONDS: Final = 0.3
+SWEEP_SECONDS: Final = 3600.0
+KEEP_EXPIRED_SECONDS: Final = 24 * 3600.0
+KEEP_UNUSED_SECONDS: Final = 24 * 3600.0
+
+COMMON_OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    ("grpc.so_reuseport", 0),  # a second link on the port is an error, not a partner
+    ("grpc.max_send_message_length", MAX_ENVELOPE_BYTES + 1024),
+)
+FIRM_OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    *COMMON_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_ENVELOPE_BYTES + 1024),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.max_concurrent_streams", 32),
+    # Agents ping through idle hours so that firewalls keep the connection and a dead one is noticed.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+DESK_OPTIONS: Final[Sequence[tuple[str, int]]] = (
+    *COMMON_OPTIONS,
+    ("grpc.max_receive_message_length", PUSH_BYTES + MAX_ENVELOPE_BYTES + 1024),
+)
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """Where a link listens and keeps its things. `bind_host` and `port`: the firms' side."""
+
+    consortium: str
+    bind_host: str
+    port: int
+    desk_socket: Path
+    lock_file: Path
+    uploads: Path
+    released: Path
+    server_key: bytes
+    server_certificate: bytes
+    root_certificate: bytes
+    store_url: str
+    max_blob_bytes: int = MAX_BLOB_BYTES
+    quota_bytes: int = DEFAULT_QUOTA_BYTES
+
+    def __repr__(self) -> str:
+        return f"LinkSettings({self.consortium}, {self.bind_host}:{self.port})"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What the link asks the store about firms. The functions are called from threads of the link."""
+
+    is_admitted: IsAdmitted
+    renew: Renew
+    presence: Presence
+
+
+async def serve(settings: LinkSettings, membership: Membership) -> None:
+    """Serve until SIGTERM or SIGINT. Raises LinkStartError if something is in the way."""
+    with _one_link(settings.lock_file):
+        journal = Journal(open_engine(settings.store_url))
+        try:
+            await _serve(settings, membership, journal)
+        finally:
+            journal.close()
+
+
+async def _serve(settings: LinkSettings, membership: Membership, journal: Journal) -> None:
+    blobs = BlobFolder(
+        settings.uploads,
+        settings.released,
+        max_blob_bytes=settings.max_blob_bytes,
+        quota_bytes=settings.quota_bytes,
+    )
+    exchange, gate = Exchange(), Gate(membership.is_admitted)
+    # Two servers, so that the coordinators' methods do not exist on the firms' port.
+    firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
+    service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
+    firms.add_generic_rpc_handlers((service.handlers(gate),))
+    desk.add_generic_rpc_handlers((DeskService(settings.consortium, journal, blobs, exchange).handlers(),))
+    port = _listen(firms, settings)
+    _listen_on_socket(desk, settings.desk_socket)
+    await desk.start()
+    settings.desk_socket.chmod(0o600)
+    await firms.start()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    chores = [asyncio.create_task(gate.watch()), asyncio.create_task(_sweep_for_ever(journal, blobs))]
+    print(json.dumps({"ready": True, "port": port, "desk": str(settings.desk_socket)}), flush=True)
+    await stop.wait()
+    for chore in chores:
+        chore.cancel()
+    await asyncio.gather(firms.stop(STOP_SECONDS), desk.stop(STOP_SECONDS))
+    settings.desk_socket.unlink(missing_ok=True)
+
+
+def _listen(server: grpc.aio.Server, settings: LinkSettings) -> int:
+    credentials = grpc.ssl_server_credentials(
+        [(settings.server_key, settings.server_certificate)],
+        root_certificates=settings.root_certificate,
+        require_client_auth=True,
+    )
+    address = f"[{settings.bind_host}]" if ":" in settings.bind_host else settings.bind_host
+    try:
+        return int(server.add_secure_port(f"{address}:{settings.port}", credentials))
+    except RuntimeError as error:
+        raise LinkStartError(
+            f"the link cannot listen on {settings.bind_host} port {settings.port}: another program has this port, or "
+            "this machine does not have the address. Stop that program, or change link_port in server.toml"
+        ) from error
+
+
+def _listen_on_socket(server: grpc.aio.Server, socket: Path) -> None:
+    if len(str(socket).encode()) > MAX_SOCKET_PATH_BYTES:
+        raise LinkStartError(
+            f"the desk's socket {socket} has a path of more than {MAX_SOCKET_PATH_BYTES} bytes, which Unix does not "
+            "take: use a server home with a shorter path"
+        )
+    socket.unlink(missing_ok=True)  # left by a link that was killed; the lock says that it is gone
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise LinkStartError(
+            f"the link cannot make its socket {socket}: check that this user may write there"
+        ) from error
+
+
+@contextlib.contextmanager
+def _one_link(lock_file: Path) -> Iterator[None]:
+    with lock_file.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LinkStartError(
+                f"another link runs on this server home ({lock_file} is locked): stop it first, or use another home"
+            ) from error
+        yield
+
+
+async def _sweep_for_ever(journal: Journal, blobs: BlobFolder) -> None:
+    while True:
+        try:
+            await sweep(journal, blobs, time.time())
+        except Exception:
+            logger.exception("clearing out old messages failed; it is tried again later")
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def sweep(journal: Journal, blobs: BlobFolder, now: float) -> None:
+    """Drop messages that expired a day ago, and uploads that are a day old and belong to no reply."""
+    for upload in await journal.forget_expired(now - KEEP_EXPIRED_SECONDS):
+        blobs.drop_upload(upload)
+    for upload in blobs.old_uploads(KEEP_UNUSED_SECONDS):
+        whole = Upload(upload.firm, upload.digest.removesuffix(PART))
+        if not await journal.is_upload_used(whole):
+            blobs.drop_upload(upload)
