@@ -65,7 +65,9 @@ def _derived(item: DerivedInput, plain: dict[str, NumberInput]) -> NumberInput:
                 f"use one of: {known}"
             )
     left, right = plain[item.left], plain[item.right]
-    if item.derivation is Derivation.DIFFERENCE:
+    if item.range is not None:
+        low, high = item.range
+    elif item.derivation is Derivation.DIFFERENCE:
         low, high = left.low - right.high, left.high - right.low
     else:
         corners = [a * b for a in (left.low, left.high) for b in (right.low, right.high)]

@@ -88,9 +88,15 @@ class TabularClassifier(Model):
         )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy, an event weighing `positive_weight` times as much, (b,)."""
-        weight = torch.tensor(self.options.positive_weight)
-        return nn.functional.binary_cross_entropy_with_logits(outputs, targets, pos_weight=weight, reduction="none")
+        """Focal loss (Lin et al. 2017), an event weighing `positive_weight` times as much, (b,).
+
+        It damps what sure and right rows add, so a network that grows ever surer of the few events it has seen is not
+        taken for a worse one: with gamma 0 (cross entropy) validation would stop training long before the ranking of
+        rows is at its best.
+        """
+        signed = torch.where(targets > _DECISION, outputs, -outputs)
+        weight = torch.where(targets > _DECISION, self.options.positive_weight, 1.0)
+        return weight * torch.sigmoid(-signed) ** self.options.focal_gamma * nn.functional.softplus(-signed)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Probabilities; what `positive_weight` added to the odds is taken off again."""
