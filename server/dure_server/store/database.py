@@ -1,0 +1,236 @@
+"""Opening the store, its schema's version, and the transaction that hands out repositories."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import alembic.command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from dure_server.store.audit import Audit
+from dure_server.store.certificates import Certificates
+from dure_server.store.consortium import Consortia
+from dure_server.store.errors import SchemaError, StoreError
+from dure_server.store.firms import Firms
+from dure_server.store.invitations import Invitations
+from dure_server.store.jobs import Jobs
+from dure_server.store.progress import ProgressBoard
+from dure_server.store.rounds import Rounds
+from dure_server.store.signoffs import Signoffs
+
+BUSY_TIMEOUT_SECONDS = 10
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_WRITES = "dure_writes"
+
+
+def utc_now() -> datetime:
+    """The operating system's clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class Transaction:
+    """One transaction: its time, its session (for queries of the link) and a repository a resource."""
+
+    def __init__(self, session: Session, now: datetime) -> None:
+        self.session = session
+        self.now = now
+
+    @cached_property
+    def consortium(self) -> Consortia:
+        """Whose store this is."""
+        return Consortia(self.session, self.now)
+
+    @cached_property
+    def firms(self) -> Firms:
+        """Firms and where they stand."""
+        return Firms(self.session, self.now)
+
+    @cached_property
+    def invitations(self) -> Invitations:
+        """Invitations, hashed."""
+        return Invitations(self.session, self.now)
+
+    @cached_property
+    def certificates(self) -> Certificates:
+        """Client certificates, and whether one may be used."""
+        return Certificates(self.session, self.now)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Jobs and their states."""
+        return Jobs(self.session, self.now)
+
+    @cached_property
+    def signoffs(self) -> Signoffs:
+        """What firms said to a job."""
+        return Signoffs(self.session, self.now)
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """Attempts at rounds."""
+        return Rounds(self.session, self.now)
+
+    @cached_property
+    def progress(self) -> ProgressBoard:
+        """Where a job is right now."""
+        return ProgressBoard(self.session, self.now)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The hash-chained log of acts."""
+        return Audit(self.session, self.now)
+
+
+class Store:
+    """The opened store. One a process; threads may share it."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], datetime] = utc_now) -> None:
+        self._engine = engine
+        self._writing = engine.execution_options(**{_WRITES: True})
+        self._clock = clock
+
+    @classmethod
+    def open(cls, url: str, clock: Callable[[], datetime] = utc_now) -> "Store":
+        """Open a store whose tables are there and of this program's version. Raises SchemaError or StoreError."""
+        store = cls(_engine(url), clock)
+        store.check_schema()
+        return store
+
+    @classmethod
+    def create(cls, url: str, clock: Callable[[], datetime] = utc_now) -> "Store":
+        """Open a store and bring its tables to this program's version: `dure-server init` and `upgrade`."""
+        store = cls(_engine(url), clock)
+        store.upgrade()
+        return store
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A transaction that may write. Commits at the end; an exception rolls everything back.
+
+        On SQLite it takes the write lock at once (BEGIN IMMEDIATE): a transaction that reads first and asks for the
+        lock later would fail at once, without waiting, where another has written in between.
+        """
+        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+            yield Transaction(session, self._clock())
+
+    @contextmanager
+    def reading(self) -> Iterator[Transaction]:
+        """A transaction that sees one state of the store and never writes: whatever was changed is rolled back."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            try:
+                yield Transaction(session, self._clock())
+            finally:
+                session.expunge_all()
+                session.rollback()
+
+    def check_schema(self) -> None:
+        """Raise SchemaError unless the tables are exactly of this program's version."""
+        found, expected = self._versions()
+        if found == expected:
+            return
+        if found is None:
+            raise SchemaError("the store is empty: run `dure-server init` first, or restore a backup")
+        known = {script.revision for script in _scripts().walk_revisions()}
+        if found in known:
+            raise SchemaError(
+                f"the store is of version {found}, this dure-server needs {expected}: "
+                "make a backup, then run `dure-server upgrade`"
+            )
+        raise SchemaError(
+            f"the store is of version {found}, which is newer than this dure-server ({expected}): "
+            "install the dure-server that wrote it, or restore an older backup"
+        )
+
+    def upgrade(self) -> None:
+        """Apply the migrations that are missing. Raises SchemaError if the store is newer than this program."""
+        found, _ = self._versions()
+        if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+            self.check_schema()
+        # Alembic announces each step on a logger of its own; an operator's terminal has no use for that.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        config = _alembic_config()
+        with self._writing.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self._engine.dispose()
+
+    def _versions(self) -> tuple[str | None, str]:
+        try:
+            with self._engine.connect() as connection:
+                found = MigrationContext.configure(connection).get_current_revision()
+        except OperationalError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise StoreError(f"the store {where} cannot be opened: {_reason(error)}") from error
+        return found, str(_scripts().get_current_head())
+
+    def __repr__(self) -> str:
+        return f"Store({self._engine.url.render_as_string(hide_password=True)})"
+
+
+def _engine(url: str) -> Engine:
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(parsed, pool_pre_ping=True)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # `from None`: the message of the library quotes the URL, which may hold a password.
+        raise StoreError(
+            "the store's URL is malformed; postgresql+psycopg://user:password@host/name was expected"
+        ) from None
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise StoreError(f"a store of kind {parsed.get_backend_name()!r} is not supported: use PostgreSQL or SQLite")
+    return parsed
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    # sqlite3 would begin transactions by its own rules, and only before the first write: we begin them ourselves.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    # Readers and the one writer do not wait for each other. FULL: what is acknowledged to a firm survives a power cut.
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic_config())
+
+
+def _reason(error: OperationalError) -> str:
+    return str(error.orig).strip().splitlines()[0] if error.orig else "no reason given"
