@@ -211,7 +211,7 @@ class FirmSession:
         if invitation.round == state.round and state.phase is Phase.RELEASED:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
         if model_hash in state.spent_models:  # (3)
-            raise RefusedError(RefusalCode.GLOBAL_MODEL, "this firm has contributed on this global model already")
+            raise RefusedError(RefusalCode.ALREADY_RELEASED, "this firm has contributed on this global model already")
         while state.root_round < invitation.round:
             state.roots = tuple((peer, derive(root, "dure ratchet")) for peer, root in state.roots)
             state.root_round += 1

@@ -38,7 +38,7 @@ class Jobs:
                 f"job {job_file.id} exists with another digest: a proposed job never changes, choose a new id"
             )
         row = Job(id=job_file.id, title=job_file.title, digest=digest, body=job_file.to_bytes(), reason="")
-        row.num_rounds, row.state = job_file.rounds, JobState.PROPOSED
+        row.num_rounds, row.epoch, row.state = job_file.rounds, 0, JobState.PROPOSED
         row.created_at = row.changed_at = self._now
         self._session.add(row)
         self._session.flush()
@@ -62,10 +62,7 @@ class Jobs:
 
     def set_state(self, job: str, state: JobState, reason: str = "") -> Job:
         """Move a job on. Setting the state it has keeps it (and takes the new reason). Raises StoreConflictError."""
-        self.get(job)
-        row = self._session.scalars(
-            select(Job).where(Job.id == job).with_for_update().execution_options(populate_existing=True)
-        ).one()
+        row = self._locked(job)
         if state is not row.state and state not in _NEXT[row.state]:
             allowed = ", ".join(sorted(_NEXT[row.state])) or "nothing else"
             raise StoreConflictError(
@@ -77,3 +74,16 @@ class Jobs:
         row.state, row.reason, row.changed_at = state, reason, self._now
         self._session.flush()
         return row
+
+    def begin_epoch(self, job: str) -> int:
+        """Take the number of a new epoch: one that no firm was ever asked for."""
+        row = self._locked(job)
+        row.epoch += 1
+        self._session.flush()
+        return row.epoch
+
+    def _locked(self, job: str) -> Job:
+        self.get(job)
+        return self._session.scalars(
+            select(Job).where(Job.id == job).with_for_update().execution_options(populate_existing=True)
+        ).one()

@@ -176,6 +176,8 @@ class Job(Base):
     digest: Mapped[str] = mapped_column(Fingerprint)
     body: Mapped[bytes] = mapped_column(LargeBinary)
     num_rounds: Mapped[int] = mapped_column(Integer)
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    """The newest epoch of pair keys that a coordinator began; 0 before the first."""
     state: Mapped[JobState] = mapped_column(_words(JobState), index=True)
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UtcTime)

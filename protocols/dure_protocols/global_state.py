@@ -1,0 +1,151 @@
+"""Where a job stands: the global model and what belongs to it, advanced by published sums (docs/protocol.md, 7).
+
+Coordinator and firms run this same pure code. Rounds of a job, in order:
+
+    0            statistics over all firms, if the model asks for them: fixes the normalisation of inputs
+    1 … R        training: the sum holds the mean update and the round metrics of the model *before* it
+    R + 1        closing, if the job selects a model: round metrics of the last model only
+
+The next model is the server step: a pure, element-wise float32 function without reductions, so that every firm gets the
+same bits as the server and as every other firm, and nobody has to be told the model.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
+from dure_protocols.job import JobFile, ServerStepTerms
+from dure_protocols.secagg.codec import DecodedSum, VectorLayout, Words, decode_sum
+from dure_protocols.wire import digest
+
+STATISTICS_ROUND = 0
+
+
+def server_step(terms: ServerStepTerms, model: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The next global model. model, mean: (d,) float32. FedAvg (McMahan et al. 2017): model + learning rate x mean."""
+    if model.shape != mean.shape or model.dtype != np.float32 or mean.dtype != np.float32:
+        raise MisuseError(f"a model of {model.dtype}{model.shape} takes no mean of {mean.dtype}{mean.shape}")
+    step = np.multiply(mean, np.float32(terms.learning_rate))
+    np.add(step, model, out=step)
+    return step
+
+
+def first_round(job: JobFile) -> int:
+    """Round 0 if the model asks for statistics, else 1."""
+    return STATISTICS_ROUND if job.model.statistics else 1
+
+
+def last_round(job: JobFile) -> int:
+    """The closing round if a model is selected, else the last training round."""
+    return job.rounds + 1 if job.selection_metric else job.rounds
+
+
+def is_training(job: JobFile, round_: int) -> bool:
+    """Whether firms train in this round."""
+    return STATISTICS_ROUND < round_ <= job.rounds
+
+
+def layout_of(job: JobFile, round_: int) -> VectorLayout:
+    """Where everything lies in the vector of a round. The statistics' last exact word is the number of rows."""
+    members = len(job.firms)
+    if round_ == STATISTICS_ROUND:
+        return VectorLayout(0, job.codec.bits, members, job.model.statistics + 1)
+    metrics = 2 * len(job.model.round_metrics)
+    return VectorLayout(job.model.parameters if is_training(job, round_) else 0, job.codec.bits, members, metrics)
+
+
+def model_digest(model: NDArray[np.float32]) -> bytes:
+    """SHA-256 of a model's little-endian float32 bytes."""
+    return sha256(np.ascontiguousarray(model, "<f4").data).digest()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The model that the job's selection metric prefers so far, and the round it entered."""
+
+    model: NDArray[np.float32]
+    round: int
+    value: float
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What a published sum told everyone: rows behind it (under the cap) and the round metrics' means."""
+
+    count: int
+    metrics: dict[str, float]
+
+
+class GlobalState:
+    """The global model before round `round`. Changed by `advance` only.
+
+    model: (d,) float32, never written in place; normalisation: (S + 1,) float64 sums and rows, None before round 0 is
+    over (and for models without statistics); best: None before a selection metric was published.
+    """
+
+    def __init__(self, job: JobFile, initial: NDArray[np.float32]) -> None:
+        """Begin with the job's first model. Raises RefusedError if it is not the one the job file names."""
+        if initial.shape != (job.model.parameters,) or model_digest(initial).hex() != job.model.initial_digest:
+            raise RefusedError(
+                RefusalCode.GLOBAL_MODEL,
+                f"the first model has digest {model_digest(initial).hex()[:16]}…, the job file names"
+                f" {job.model.initial_digest[:16]}…; are all sides of one version?",
+            )
+        self._job = job
+        self.model = initial
+        self.digest = model_digest(initial)
+        self.normalisation: NDArray[np.float64] | None = None
+        self.round = first_round(job)
+        self.best: Best | None = None
+
+    def resume(
+        self, round_: int, model: NDArray[np.float32], normalisation: NDArray[np.float64] | None, best: Best | None
+    ) -> None:
+        """Go on from what this side itself stored before."""
+        self.round, self.model, self.digest = round_, model, model_digest(model)
+        self.normalisation, self.best = normalisation, best
+
+    @property
+    def hash(self) -> bytes:
+        """What firms bind into their masks as "the global model": round, parameters and normalisation. 32 bytes."""
+        parts = [] if self.normalisation is None else [np.ascontiguousarray(self.normalisation, "<f8").tobytes()]
+        return digest("dure global state", self.round.to_bytes(8, "big"), self.digest, *parts)
+
+    @property
+    def final(self) -> NDArray[np.float32]:
+        """The model that the job hands over: the selected one, or the last."""
+        return self.model if self.best is None else self.best.model
+
+    def advance(self, words: Words, members: int) -> RoundOutcome:
+        """Apply the published sum of the current round and move to the next.
+
+        words: the unmasked vector of `members` firms. Raises MessageError if it cannot be the sum of this round.
+        """
+        job, round_ = self._job, self.round
+        decoded = decode_sum(words, layout_of(job, round_), members, job.codec.clip, job.codec.count_cap)
+        self.round = round_ + 1
+        if round_ == STATISTICS_ROUND:
+            self.normalisation = decoded.exact
+            return RoundOutcome(decoded.count, {})
+        metrics = _metrics(job, decoded)
+        self._note_best(metrics, round_)
+        if is_training(job, round_):
+            self.model = server_step(job.server_step, self.model, decoded.mean)
+            self.digest = model_digest(self.model)
+        return RoundOutcome(decoded.count, metrics)
+
+    def _note_best(self, metrics: dict[str, float], round_: int) -> None:
+        metric = self._job.selection_metric
+        if metric is None or metric not in metrics:
+            return
+        if self.best is None or metrics[metric] < self.best.value:
+            self.best = Best(self.model, round_, metrics[metric])
+
+
+def _metrics(job: JobFile, decoded: DecodedSum) -> dict[str, float]:
+    """Each round metric's mean: sum of values by sum of weights; left out where the weights are zero."""
+    pairs = zip(job.model.round_metrics, decoded.exact[0::2], decoded.exact[1::2], strict=True)
+    return {name: float(total / weight) for name, total, weight in pairs if weight > 0}

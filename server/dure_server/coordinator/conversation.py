@@ -1,0 +1,144 @@
+"""Asking several firms the same thing and waiting for them, with patience that ends and a sentence that says why.
+
+The one place that turns answers into messages: what is malformed, refused or failed comes out as a `Refusal` of that
+firm, so that the rounds see every firm either answer or refuse.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_protocols.errors import DureError, MessageError, RefusalCode
+from dure_protocols.frames import Place
+from dure_protocols.messages import Refusal, Reply, Request, decode, encode
+from dure_server.coordinator.firms import Answer, Ask, Firms
+from dure_server.coordinator.record import JobRecord, Situation
+
+LOOK_UP_SECONDS = 0.5  # how often a wait looks whether the job was stopped and who is still connected
+ABSENCE_SECONDS = 5.0  # how long a firm may be disconnected before others go on without it
+
+
+class JobStoppedError(DureError):
+    """The operator paused or stopped the job: not a failure, the coordinator just ends."""
+
+
+class JobFailedError(DureError):
+    """The job cannot go on. The text is what the operator reads as its reason."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One firm's answer. arrays and digests lie beside the message; see `firms.Answer`."""
+
+    firm: str
+    message: Reply
+    arrays: Mapping[str, NDArray[np.generic]]
+    digests: Mapping[str, bytes]
+    size_bytes: int
+
+
+class Conversation:
+    """Requests to firms by name, over `Firms`, which knows nodes. Keeps the ids of what was asked for `forget`."""
+
+    def __init__(self, job: str, firms: Firms, record: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
+        self._job, self._firms, self._record, self._clock = job, firms, record, clock
+        self._asked: list[str] = []
+        self.bytes_down = 0
+        """Bytes of requests since somebody set it to zero; arrays not counted."""
+
+    def connected(self) -> set[str]:
+        """Names of the firms that are connected now."""
+        return self._firms.connected()
+
+    def ask(
+        self,
+        requests: Mapping[str, Request],
+        situation: Situation,
+        *,
+        key: str = "",
+        arrays: Mapping[str, Mapping[str, bytes]] | None = None,
+        patience_seconds: float | None = None,
+        keep: bool = False,
+    ) -> Iterator[Heard]:
+        """Ask each firm its request and yield the answers as they come.
+
+        situation: what the console shows meanwhile; its phase and round place the messages, `key` tells apart requests
+        of one phase. arrays: for each firm, array name to the digest of a shared vector. Ends when all have answered;
+        with `patience_seconds`, also when that is over, or when the missing have been disconnected for a while.
+        keep: `forget` spares it, so that a coordinator started again finds the answers.
+        Raises JobStoppedError when the operator stops the job.
+        """
+        ids = self._push(requests, situation, key, arrays or {})
+        self._asked += [] if keep else list(ids)
+        started = absent_since = last_look = self._clock()
+        missing = dict(ids)
+        self._show(situation, missing.values())
+        while missing:
+            for answer in self._firms.receive(list(missing), LOOK_UP_SECONDS):
+                firm = missing.pop(answer.ask_id)
+                yield _heard(firm, answer)
+                self._show(situation, missing.values())
+                if self._clock() - last_look > LOOK_UP_SECONDS:
+                    break
+            last_look = now = self._clock()
+            if not self._record.should_run():
+                raise JobStoppedError(f"job {self._job} was paused or stopped")
+            if missing and self.connected() & set(missing.values()):
+                absent_since = now
+            waited, absent = now - started, now - absent_since
+            if patience_seconds is not None and (waited > patience_seconds or absent > ABSENCE_SECONDS):
+                return
+
+    def forget(self) -> None:
+        """Drop everything asked since the last call, with the answers and their arrays."""
+        asked, self._asked = self._asked, []
+        self._firms.forget(asked)
+
+    def pause(self, situation: Situation, seconds: float = LOOK_UP_SECONDS) -> None:
+        """Wait a moment for something outside, saying why. Raises JobStoppedError."""
+        self._record.show(situation)
+        if not self._record.should_run():
+            raise JobStoppedError(f"job {self._job} was paused or stopped")
+        time.sleep(seconds)
+
+    def _push(
+        self,
+        requests: Mapping[str, Request],
+        situation: Situation,
+        key: str,
+        arrays: Mapping[str, Mapping[str, bytes]],
+    ) -> dict[str, str]:
+        place = Place(self._job, situation.round or 0, situation.attempt or 0, f"{situation.phase}{key}")
+        asks = []
+        for firm, message in requests.items():
+            node = self._firms.node_of(firm)
+            if node is None:
+                raise JobFailedError(f"{firm} has never connected; approve the firm and start its agent first")
+            asks.append(Ask(node, place, encode(message), arrays.get(firm, {})))
+        self.bytes_down += sum(len(ask.body) for ask in asks)
+        return dict(zip(self._firms.push(asks), requests, strict=True))
+
+    def _show(self, situation: Situation, missing: Iterable[str]) -> None:
+        names = tuple(sorted(missing))
+        sentence = f"{situation.sentence}: waiting for {', '.join(names)}" if names else situation.sentence
+        self._record.show(replace(situation, sentence=sentence, waiting_for=names))
+
+
+def _heard(firm: str, answer: Answer) -> Heard:
+    size = len(answer.body) + sum(array.nbytes for array in answer.arrays.values())
+    return Heard(firm, _message(firm, answer), answer.arrays, answer.digests, size)
+
+
+def _message(firm: str, answer: Answer) -> Reply:
+    if answer.error is not None:
+        return Refusal(firm, RefusalCode.INTERNAL)
+    try:
+        message = decode(answer.body)
+    except MessageError:
+        return Refusal(firm, RefusalCode.MALFORMED)
+    if not isinstance(message, Reply) or getattr(message, "firm", firm) != firm:
+        return Refusal(firm, RefusalCode.MALFORMED)
+    return message

@@ -1,0 +1,154 @@
+"""What a coordinator writes down of its job, so that another process can go on from there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dure_protocols.errors import RefusalCode
+from dure_server.store import JobState, RoundState, SignoffState, Store
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """A round whose sum is published."""
+
+    number: int
+    members: tuple[str, ...]
+    sum_digest: bytes
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Where the job is, for the console: phase, who takes part, who is awaited, and why in one sentence."""
+
+    phase: str
+    sentence: str
+    round: int | None = None
+    attempt: int | None = None
+    members: tuple[str, ...] = ()
+    waiting_for: tuple[str, ...] = ()
+
+
+class JobRecord:
+    """One job's rows in the store. Every method is one transaction."""
+
+    def __init__(self, store: Store, job: str) -> None:
+        self._store, self._job = store, job
+        self._last: Situation | None = None
+
+    def should_run(self) -> bool:
+        """False once the operator paused or stopped the job."""
+        with self._store.reading() as at:
+            return at.jobs.get(self._job).state is JobState.RUNNING
+
+    def set_state(self, state: JobState, reason: str = "") -> None:
+        """Finish or fail the job."""
+        with self._store.transaction() as at:
+            at.jobs.set_state(self._job, state, reason)
+
+    def epoch(self) -> int:
+        """The epoch whose keys are in use; 0 before the first."""
+        with self._store.reading() as at:
+            return at.jobs.get(self._job).epoch
+
+    def begin_epoch(self) -> int:
+        """Take the next epoch's number, before any firm is asked."""
+        with self._store.transaction() as at:
+            return at.jobs.begin_epoch(self._job)
+
+    def ask_signoffs(self, firms: Sequence[str]) -> None:
+        """Put down whose approval is awaited."""
+        with self._store.transaction() as at:
+            at.signoffs.ask(self._job, firms)
+
+    def approvals(self) -> set[str]:
+        """The firms that have approved."""
+        with self._store.reading() as at:
+            return {row.firm for row in at.signoffs.of(self._job) if row.state is SignoffState.APPROVED}
+
+    def now_milliseconds(self) -> int:
+        """The store's clock: grows from one coordinator of a job to the next."""
+        with self._store.reading() as at:
+            return int(at.now.timestamp() * 1000)
+
+    def approved(self, firm: str, signature: bytes) -> None:
+        """Keep a firm's signed approval."""
+        with self._store.transaction() as at:
+            at.signoffs.set(self._job, firm, SignoffState.APPROVED, signature=signature)
+
+    def refused(self, firm: str, code: RefusalCode) -> None:
+        """Keep that a firm refused, or has not decided yet."""
+        state = SignoffState.AWAITING if code is RefusalCode.NOT_APPROVED else SignoffState.REFUSED
+        with self._store.transaction() as at:
+            at.signoffs.set(self._job, firm, state, code=code.value)
+
+    def finished_rounds(self) -> list[FinishedRound]:
+        """Every finished round, in order."""
+        with self._store.reading() as at:
+            return [
+                FinishedRound(row.number, tuple(row.members), bytes.fromhex(row.sum_digest or ""))
+                for row in at.rounds.of(self._job)
+                if row.state is RoundState.FINISHED
+            ]
+
+    def open_attempt(self, number: int) -> tuple[int, tuple[str, ...]] | None:
+        """The attempt at a round that a coordinator before us had fixed the members of, if one stands open."""
+        with self._store.reading() as at:
+            rows = [row for row in at.rounds.of(self._job) if row.number == number and row.state is RoundState.RUNNING]
+            return (rows[-1].attempt, tuple(rows[-1].members)) if rows else None
+
+    def next_attempt(self, number: int) -> int:
+        """A number that no attempt at this round has had."""
+        with self._store.reading() as at:
+            return at.rounds.last_attempt(self._job, number) + 1
+
+    def begin_attempt(self, number: int, attempt: int, members: Sequence[str]) -> None:
+        """Fix an attempt's members, before they are told."""
+        with self._store.transaction() as at:
+            at.rounds.begin(self._job, number, attempt, members)
+
+    def abandon_attempt(self, number: int, attempt: int, reason: str) -> None:
+        """Give an attempt up; nothing of it was released."""
+        with self._store.transaction() as at:
+            at.rounds.abandon(self._job, number, attempt, reason)
+
+    def finish_round(
+        self,
+        number: int,
+        attempt: int,
+        *,
+        count: int,
+        metrics: Mapping[str, float],
+        model_digest: bytes,
+        sum_digest: bytes,
+        bytes_up: int,
+        bytes_down: int,
+    ) -> None:
+        """Keep a round's outcome. From here on it is never done again."""
+        with self._store.transaction() as at:
+            at.rounds.finish(
+                self._job,
+                number,
+                attempt,
+                count=count,
+                metrics=metrics,
+                model_digest=model_digest.hex(),
+                sum_digest=sum_digest.hex(),
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+            )
+
+    def show(self, situation: Situation) -> None:
+        """Show where the job is. Writes only what changed."""
+        if situation == self._last:
+            return
+        self._last = situation
+        with self._store.transaction() as at:
+            at.progress.set(
+                self._job,
+                situation.phase,
+                situation.sentence,
+                round_number=situation.round,
+                attempt=situation.attempt,
+                members=situation.members,
+                waiting_for=situation.waiting_for,
+            )

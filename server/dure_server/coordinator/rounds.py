@@ -1,0 +1,390 @@
+"""The course of a job: approvals, keys, rounds, finish. Read `Coordinator.run` first.
+
+Everything that decides is written down before anybody is told, and every request has a derived id: a coordinator that
+is started again repeats its last requests and finds the recorded answers. What a round needs of cryptography is in
+`dure_protocols.secagg`; what is public about the model in `dure_protocols.global_state`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_protocols.errors import DureError, IdentityError, RefusalCode, RefusedError
+from dure_protocols.global_state import (
+    STATISTICS_ROUND,
+    GlobalState,
+    is_training,
+    last_round,
+    layout_of,
+)
+from dure_protocols.identity import verify
+from dure_protocols.job import JobFile
+from dure_protocols.messages import (
+    ARRAY_MASKED,
+    MAX_SUMS,
+    Approval,
+    AskKeys,
+    Cohort,
+    Establish,
+    Established,
+    Finish,
+    Invitation,
+    Join,
+    KeyAdvertisement,
+    KeyCiphertexts,
+    MaskedUpdate,
+    Proposal,
+    PublishedSum,
+    Refusal,
+    Release,
+    ReleaseRequest,
+    Reply,
+    Request,
+    Roster,
+)
+from dure_protocols.secagg.server import Attempt, check_join, check_release
+from dure_protocols.secagg.terms import Terms
+from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
+from dure_server.coordinator.firms import Firms
+from dure_server.coordinator.record import FinishedRound, JobRecord, Situation
+
+MAX_EPOCH_TRIES = 5
+M = TypeVar("M", bound=Reply)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """An epoch that every firm holds roots of."""
+
+    epoch: int
+    transcript: bytes
+
+
+class _EpochLostError(DureError):
+    """A firm has no keys of this epoch (any more): agree on new ones."""
+
+
+class Coordinator:
+    """Runs one job over `firms`, writing to `record`. Made once a process; call `run`."""
+
+    def __init__(self, job: JobFile, initial: NDArray[np.float32], firms: Firms, record: JobRecord) -> None:
+        self._job, self._firms, self._record = job, firms, record
+        self._terms = Terms.of(job)
+        self._digest = job.digest()
+        self._talk = Conversation(job.id, firms, record)
+        self._published: list[FinishedRound] = []
+        self._stands_before: dict[str, int] = {}
+        self._attempt = 0
+        self.state = GlobalState(job, initial)
+
+    def run(self) -> NDArray[np.float32]:
+        """From wherever the job stands to its end. Returns the final model, (d,) float32.
+
+        Raises JobStoppedError when the operator stops it, JobFailedError when it cannot go on.
+        """
+        self._catch_up()
+        self._gather_approvals()
+        keys = self._agree_keys()
+        while self.state.round <= last_round(self._job):
+            try:
+                self._round(keys)
+            except _EpochLostError:
+                keys = self._agree_keys(fresh=True)
+        self._finish()
+        return self.state.final
+
+    def _catch_up(self) -> None:
+        """Compute the model again from the sums that were published before."""
+        for done in self._record.finished_rounds():
+            self.state.advance(self._load(done), len(done.members))
+            self._published.append(done)
+
+    def _load(self, done: FinishedRound) -> NDArray[np.uint64]:
+        return self._firms.load(done.sum_digest, layout_of(self._job, done.number).words)
+
+    def _gather_approvals(self) -> None:
+        """Propose until every firm of the job has approved exactly this job file, each with its signature."""
+        self._record.ask_signoffs(sorted(self._job.firms))
+        awaited = set(self._job.firms) - self._record.approvals()
+        proposal = Proposal(self._job.to_bytes())
+        asked = 0
+        while awaited:
+            present = awaited & self._talk.connected()
+            if present:
+                situation = Situation("proposal", "asking the firms to approve the job", members=tuple(sorted(present)))
+                # Every time is another request: an agent answers a repeated one with what it said before.
+                key = f".{self._record.now_milliseconds()}.{asked}"
+                asked += 1
+                for heard in self._talk.ask(dict.fromkeys(present, proposal), situation, key=key, patience_seconds=30):
+                    if self._hear_approval(heard):
+                        awaited.discard(heard.firm)
+                self._talk.forget()
+            if awaited:
+                self._talk.pause(self._why_not_started(awaited))
+
+    def _hear_approval(self, heard: Heard) -> bool:
+        message = heard.message
+        if isinstance(message, Approval) and message.job_digest == self._digest:
+            try:
+                key = self._terms.firms[heard.firm]
+                verify(key, message.signature, "dure approval", self._digest, heard.firm.encode())
+            except IdentityError:
+                self._record.refused(heard.firm, RefusalCode.SIGNATURE)
+                return False
+            self._record.approved(heard.firm, message.signature)
+            return True
+        code = message.code if isinstance(message, Refusal) else RefusalCode.MALFORMED
+        self._record.refused(heard.firm, code)
+        return False
+
+    def _why_not_started(self, awaited: set[str]) -> Situation:
+        absent = sorted(awaited - self._talk.connected())
+        undecided = sorted(awaited - set(absent))
+        parts = [f"{', '.join(absent)} to connect"] if absent else []
+        parts += [f"{', '.join(undecided)} to approve the job"] if undecided else []
+        members, names = tuple(sorted(self._job.firms)), tuple(sorted(awaited))
+        return Situation("proposal", f"waiting for {' and for '.join(parts)}", members=members, waiting_for=names)
+
+    def _agree_keys(self, *, fresh: bool = False) -> _Keys:
+        """Hybrid keys between every two firms, once an epoch. Goes on with the epoch that stands unless `fresh`."""
+        refused = ""
+        for _ in range(MAX_EPOCH_TRIES):
+            epoch = self._record.begin_epoch() if fresh or not self._record.epoch() else self._record.epoch()
+            try:
+                return self._agree_epoch(epoch)
+            except _EpochLostError as error:
+                refused, fresh = str(error), True
+        raise JobFailedError(f"the firms could not agree on keys in {MAX_EPOCH_TRIES} epochs; last: {refused}")
+
+    def _agree_epoch(self, epoch: int) -> _Keys:
+        def everyone(request: Request, expected: type[M], phase: str, sentence: str) -> dict[str, M]:
+            situation = Situation(phase, sentence, attempt=epoch, members=tuple(sorted(self._job.firms)))
+            replies: dict[str, M] = {}
+            for heard in self._talk.ask(dict.fromkeys(sorted(self._job.firms), request), situation, keep=True):
+                if not isinstance(heard.message, expected):
+                    raise _EpochLostError(f"{heard.firm} refused in phase {phase}: {_code(heard)}")
+                replies[heard.firm] = heard.message
+            return replies
+
+        advertisements = everyone(AskKeys(self._digest, epoch), KeyAdvertisement, "keys", "making keys")
+        roster = Roster(self._digest, epoch, tuple(advertisements[firm] for firm in sorted(advertisements)))
+        ciphertexts = everyone(roster, KeyCiphertexts, "roster", "checking each other's keys")
+        establish = Establish(self._digest, epoch, tuple(ciphertexts[firm] for firm in sorted(ciphertexts)))
+        established = everyone(establish, Established, "establish", "agreeing on pair keys")
+        transcripts = {message.transcript for message in established.values()}
+        if len(transcripts) != 1:
+            raise _EpochLostError("the firms saw different keys")
+        return _Keys(epoch, transcripts.pop())
+
+    def _round(self, keys: _Keys) -> None:
+        """One round: attempts until one is complete, then publish its sum and move on."""
+        number = self.state.round
+        excluded: set[str] = set()
+        while True:
+            fixed = self._record.open_attempt(number)
+            self._attempt = fixed[0] if fixed else max(self._record.next_attempt(number), self._attempt + 1)
+            self._talk.bytes_down = 0
+            joins = self._gather_joins(keys, set(fixed[1]) if fixed else set(self._job.firms) - excluded)
+            members = {join.firm for join in joins}
+            if fixed and members != set(fixed[1]):
+                lost = ", ".join(sorted(set(fixed[1]) - members))
+                self._record.abandon_attempt(number, self._attempt, f"{lost} did not come back")
+                continue
+            if not self._is_enough(members):
+                excluded = set()
+                self._talk.pause(self._why_waiting(members))
+                continue
+            self._record.begin_attempt(number, self._attempt, sorted(members))
+            attempt = Attempt(self._terms, keys.transcript, self._place(keys), joins, self.state.hash)
+            receipts, dropped, bytes_up = self._gather_updates(keys, attempt, joins)
+            if dropped:
+                self._record.abandon_attempt(number, self._attempt, _told(dropped))
+                excluded |= set(dropped)
+                continue
+            self._publish(attempt, self._gather_releases(keys, attempt, receipts), bytes_up)
+            self._attempt = 0
+            return
+
+    def _place(self, keys: _Keys) -> tuple[int, int, int]:
+        return keys.epoch, self.state.round, self._attempt
+
+    def _situation(self, phase: str, sentence: str, members: set[str] | tuple[str, ...]) -> Situation:
+        return Situation(phase, sentence, self.state.round, self._attempt, tuple(sorted(members)))
+
+    def _is_enough(self, members: set[str]) -> bool:
+        """Statistics are exact, so their sum over all firms but one would show that one: they need every firm."""
+        if self.state.round == STATISTICS_ROUND:
+            return len(members) == len(self._job.firms)
+        return len(members) >= self._job.minimum_cohort
+
+    def _why_waiting(self, members: set[str]) -> Situation:
+        missing = sorted(set(self._job.firms) - members)
+        needed = len(self._job.firms) if self.state.round == STATISTICS_ROUND else self._job.minimum_cohort
+        sentence = f"{len(members)} of at least {needed} firms are ready; missing: {', '.join(missing)}"
+        return Situation("join", sentence, self.state.round, self._attempt, tuple(sorted(members)), tuple(missing))
+
+    def _gather_joins(self, keys: _Keys, invited: set[str]) -> tuple[Join, ...]:
+        """Invite; a firm that has missed sums is invited again with all of them."""
+        situation = self._situation("join", f"round {self.state.round}: inviting the firms", invited)
+        joins: dict[str, Join] = {}
+        behind = {firm: self._stands_before.get(firm, self.state.round - 1) for firm in invited}
+        tries = 0
+        while behind:
+            invitations, arrays = self._invitations(keys, behind)
+            asked, behind = behind, {}
+            replies = self._talk.ask(
+                invitations,
+                situation,
+                key=f".{tries}",
+                arrays=arrays,
+                patience_seconds=self._job.phase_seconds,
+            )
+            for heard in replies:
+                message = heard.message
+                if isinstance(message, Join):
+                    if self._is_valid_join(keys, message):
+                        joins[heard.firm] = message
+                        self._stands_before[heard.firm] = self.state.round
+                elif isinstance(message, Refusal) and message.code is RefusalCode.STATE_LOST:
+                    raise _EpochLostError(f"{heard.firm} has lost its keys")
+                elif isinstance(message, Refusal) and message.code is RefusalCode.ALREADY_RELEASED:
+                    raise JobFailedError(
+                        f"{heard.firm} has released in round {self.state.round} before and will not train on its model"
+                        " again, but the round was never completed: propose a new job"
+                    )
+                elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
+                    behind[heard.firm] = message.next_round
+            tries += 1
+        return tuple(joins[firm] for firm in sorted(joins))
+
+    def _can_catch_up(self, refusal: Refusal, sent_from: int) -> bool:
+        """A firm that says where it stands can be helped, unless it stands where it was helped from already."""
+        stands_behind = refusal.next_round < self.state.round and refusal.next_round != sent_from
+        return refusal.code is RefusalCode.GLOBAL_MODEL and stands_behind
+
+    def _invitations(
+        self, keys: _Keys, stands_before: Mapping[str, int]
+    ) -> tuple[dict[str, Request], dict[str, dict[str, bytes]]]:
+        invitations: dict[str, Request] = {}
+        arrays = {}
+        for firm, next_round in stands_before.items():
+            sums = self._sums_from(next_round)
+            invitations[firm] = Invitation(self._digest, *self._place(keys), sums)
+            arrays[firm] = {entry.array_name: entry.vector_digest for entry in sums}
+        return invitations, arrays
+
+    def _sums_from(self, next_round: int) -> tuple[PublishedSum, ...]:
+        missing = [done for done in self._published if done.number >= next_round][:MAX_SUMS]
+        return tuple(PublishedSum(done.number, done.members, done.sum_digest) for done in missing)
+
+    def _is_valid_join(self, keys: _Keys, join: Join) -> bool:
+        try:
+            check_join(self._terms, keys.transcript, self._place(keys), join)
+        except RefusedError:
+            return False
+        return join.model_hash == self.state.hash
+
+    def _gather_updates(
+        self, keys: _Keys, attempt: Attempt, joins: tuple[Join, ...]
+    ) -> tuple[dict[str, MaskedUpdate], dict[str, str], int]:
+        """Add each masked vector as it comes. Returns receipts, who dropped out and why, and the bytes received."""
+        what = "training" if is_training(self._job, self.state.round) else "computing sums"
+        situation = self._situation("update", f"round {self.state.round}: firms are {what}", attempt.members)
+        cohort = Cohort(self._digest, *self._place(keys), joins)
+        layout = layout_of(self._job, self.state.round)
+        receipts: dict[str, MaskedUpdate] = {}
+        dropped: dict[str, str] = {}
+        bytes_up = 0
+        requests = dict.fromkeys(attempt.members, cohort)
+        for heard in self._talk.ask(requests, situation, patience_seconds=self._job.phase_seconds):
+            bytes_up += heard.size_bytes
+            receipt, vector = heard.message, heard.arrays.get(ARRAY_MASKED)
+            if not isinstance(receipt, MaskedUpdate) or vector is None:
+                dropped[heard.firm] = _code(heard)
+                continue
+            if heard.digests[ARRAY_MASKED] != receipt.vector_digest or vector.dtype != np.uint64:
+                dropped[heard.firm] = RefusalCode.MALFORMED.value
+                continue
+            try:
+                attempt.add(receipt, vector.view(np.uint64), layout)
+            except RefusedError as error:
+                dropped[heard.firm] = error.code.value
+                continue
+            receipts[heard.firm] = receipt
+        absent = set(attempt.members) - set(receipts) - set(dropped)
+        return receipts, dropped | dict.fromkeys(sorted(absent), "no answer in time"), bytes_up
+
+    def _gather_releases(
+        self, keys: _Keys, attempt: Attempt, receipts: Mapping[str, MaskedUpdate]
+    ) -> dict[str, Release]:
+        """Ask every member to open its self mask. There is no going on without one: we wait for whoever is away.
+
+        A firm that has released will not contribute to this model again, so a member that cannot release ends the job.
+        """
+        situation = self._situation("release", f"round {self.state.round}: opening the sum", attempt.members)
+        uploads = tuple(receipts[firm] for firm in attempt.members)
+        request = ReleaseRequest(self._digest, *self._place(keys), uploads)
+        releases: dict[str, Release] = {}
+        for heard in self._talk.ask(dict.fromkeys(attempt.members, request), situation):
+            problem = self._check_release(attempt, heard)
+            if problem:
+                raise JobFailedError(
+                    f"{heard.firm} could not release its self mask in round {self.state.round} ({problem}); nothing was"
+                    " learnt from this round and others will not train on its model again: propose a new job"
+                )
+            if isinstance(heard.message, Release):
+                releases[heard.firm] = heard.message
+        return releases
+
+    def _check_release(self, attempt: Attempt, heard: Heard) -> str:
+        if not isinstance(heard.message, Release):
+            return _code(heard)
+        try:
+            check_release(self._terms, attempt.context, heard.firm, heard.message)
+        except RefusedError as error:
+            return str(error)
+        return ""
+
+    def _publish(self, attempt: Attempt, releases: Mapping[str, Release], bytes_up: int) -> None:
+        number, members = self.state.round, attempt.members
+        total = attempt.unmask(releases)
+        sum_digest = self._firms.share(total)
+        outcome = self.state.advance(total, len(members))
+        self._record.finish_round(
+            number,
+            self._attempt,
+            count=outcome.count,
+            metrics=outcome.metrics,
+            model_digest=self.state.digest,
+            sum_digest=sum_digest,
+            bytes_up=bytes_up,
+            bytes_down=self._talk.bytes_down + total.nbytes * len(members),
+        )
+        self._published.append(FinishedRound(number, members, sum_digest))
+        self._talk.forget()
+
+    def _finish(self) -> None:
+        """Hand the last sums to every firm. One that is away gets them when it asks again; the job does not wait."""
+        firms = sorted(set(self._job.firms) & self._talk.connected())
+        requests: dict[str, Request] = {}
+        arrays = {}
+        for firm in firms:
+            sums = self._sums_from(self._stands_before.get(firm, self.state.round - 1))
+            requests[firm] = Finish(self._digest, sums)
+            arrays[firm] = {entry.array_name: entry.vector_digest for entry in sums}
+        situation = Situation("finish", "handing over the model", members=tuple(firms))
+        for _ in self._talk.ask(requests, situation, arrays=arrays, patience_seconds=self._job.phase_seconds):
+            pass
+        self._record.show(Situation("finished", "the job is finished", members=tuple(firms)))
+
+
+def _code(heard: Heard) -> str:
+    message = heard.message
+    return message.code.value if isinstance(message, Refusal) else f"unexpected {type(message).__name__}"
+
+
+def _told(dropped: Mapping[str, str]) -> str:
+    return "; ".join(f"{firm}: {why}" for firm, why in dropped.items())
