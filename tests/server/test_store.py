@@ -1,6 +1,5 @@
 """The store, over every database it supports."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +21,7 @@ from dure_server.store import (
     StoreError,
     UnknownRowError,
 )
-from dure_server.store.tables import Base, Firm, Message
+from dure_server.store.tables import Base, Firm
 from tests.server.conftest import Clock
 from tests.server.samples import job_file
 
@@ -271,18 +270,6 @@ def test_a_heartbeat_costs_a_write_at_most_every_few_seconds(store: Store, job: 
         firm = tx.firms.get("firm-a")
     assert firm.last_seen_at == start + timedelta(seconds=8)
     assert firm.agent_version == "0.1.0"
-
-
-def test_the_links_journal_never_gives_a_number_twice(store: Store, clock: Callable[[], datetime]) -> None:
-    numbers = []
-    for name in ("one", "two"):
-        with store.transaction() as tx:
-            message = Message(id=name, firm="firm-a", body=b"", created_at=clock())
-            tx.session.add(message)
-            tx.session.flush()
-            numbers.append(message.number)
-            tx.session.delete(message)
-    assert numbers[1] > numbers[0]
 
 
 def test_sqlite_runs_with_a_write_ahead_log_and_full_flushes(store: Store, empty_store_url: str) -> None:

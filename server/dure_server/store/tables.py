@@ -13,7 +13,6 @@ from sqlalchemy import (
     Dialect,
     Enum,
     ForeignKey,
-    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -239,22 +238,6 @@ class Progress(Base):
     sentence: Mapped[str] = mapped_column(Text)
     """Why we wait, for a person."""
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
-
-
-class Message(Base):
-    """The link's journal: a message to a firm and, once it came, the firm's reply."""
-
-    __tablename__ = "messages"
-    # AUTOINCREMENT: a number is never given twice, so an agent's "I have seen up to" stays true after a deletion.
-    __table_args__ = (Index(None, "firm", "number"), {"sqlite_autoincrement": True})
-
-    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(128), unique=True)
-    firm: Mapped[str] = mapped_column(Name)
-    body: Mapped[bytes] = mapped_column(LargeBinary)
-    reply: Mapped[bytes | None] = mapped_column(LargeBinary)
-    created_at: Mapped[datetime] = mapped_column(UtcTime)
-    replied_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
 class AuditEvent(Base):

@@ -1,4 +1,4 @@
-"""The first schema: consortium, firms and their certificates, jobs and their rounds, the link's journal, the audit."""
+"""The first schema: consortium, firms and their certificates, jobs and their rounds, the audit log."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -64,20 +64,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(op.f("ix_jobs_state"), "jobs", ["state"], unique=False)
-    op.create_table(
-        "messages",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("id", sa.String(length=128), nullable=False),
-        sa.Column("firm", sa.String(length=63), nullable=False),
-        sa.Column("body", sa.LargeBinary(), nullable=False),
-        sa.Column("reply", sa.LargeBinary(), nullable=True),
-        sa.Column("created_at", UtcTime(), nullable=False),
-        sa.Column("replied_at", UtcTime(), nullable=True),
-        sa.PrimaryKeyConstraint("number", name=op.f("pk_messages")),
-        sa.UniqueConstraint("id", name=op.f("uq_messages_id")),
-        sqlite_autoincrement=True,
-    )
-    op.create_index(op.f("ix_messages_firm_number"), "messages", ["firm", "number"], unique=False)
     op.create_table(
         "certificates",
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
