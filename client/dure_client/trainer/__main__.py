@@ -1,0 +1,35 @@
+"""The trainer process: `python -m dure_client.trainer --socket PATH --scratch DIR --data FILE [--threads N]`.
+
+Started by the agent (`process.start`) and by nobody else. Ends when its standard input closes, that is with the agent.
+"""
+
+import argparse
+import faulthandler
+import os
+import sys
+from pathlib import Path
+
+from dure_client.trainer.service import TrainerService, make_server
+from dure_client.trainer.session import use_threads
+
+
+def main() -> None:
+    """Serve until the agent goes."""
+    faulthandler.enable()
+    parser = argparse.ArgumentParser(prog="dure-trainer", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    os.umask(0o077)  # the socket and every file made here are this user's alone
+    use_threads(arguments.threads)
+    server = make_server(TrainerService(arguments.scratch, arguments.data), arguments.socket)
+    server.start()
+    sys.stdin.buffer.read()
+    # A training in progress is not waited for: nobody is left to take its result.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
