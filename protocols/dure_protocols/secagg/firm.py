@@ -76,6 +76,8 @@ class _State(Fields):
     members: Names = ()
     context: Hash = _NO_HASH
     vector_digest: Hash = _NO_HASH
+    released_round: U64 = 0
+    released_members: Names = ()
     spent_models: Annotated[tuple[bytes, ...], many(fixed(32), 1 << 17)] = ()
     released_cohorts: Annotated[tuple[tuple[str, ...], ...], many(many(TEXT), 1 << 17)] = field(default=())
 
@@ -129,6 +131,8 @@ class FirmSession:
             ephemeral=self._randomness(96),
             round=old.round,
             attempt=old.attempt,
+            released_round=old.released_round,
+            released_members=old.released_members,
             spent_models=old.spent_models,
             released_cohorts=old.released_cohorts,
         )
@@ -208,7 +212,7 @@ class FirmSession:
         place = (invitation.round, invitation.attempt)
         if place <= (state.round, state.attempt):  # (2)
             raise RefusedError(RefusalCode.REPLAY, f"round and attempt {place} are not newer than the last")
-        if invitation.round == state.round and state.phase is Phase.RELEASED:
+        if state.released_members and invitation.round <= state.released_round:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
         if model_hash in state.spent_models:  # (3)
             raise RefusedError(RefusalCode.ALREADY_RELEASED, "this firm has contributed on this global model already")
@@ -297,13 +301,25 @@ class FirmSession:
             self._terms.check(receipt.firm, receipt.signature, "dure masked update", state.context, *parts)
         if receipts[self._firm].vector_digest != state.vector_digest:  # (4)
             raise RefusedError(RefusalCode.ROSTER, "the server shows another masked vector for this firm than it sent")
-        state.phase = Phase.RELEASED
+        state.phase, state.released_round, state.released_members = Phase.RELEASED, state.round, state.members
         state.spent_models = (*state.spent_models, state.model_hash)
         if state.members not in state.released_cohorts:
             state.released_cohorts = (*state.released_cohorts, state.members)
         seed, state.self_seed = state.self_seed, _NO_HASH
         signature = self._sign("dure release", state.context, self._firm.encode(), seed)
         return Release(self._firm, state.context, seed, signature)
+
+    def may_have_published(self, round_: int, members: tuple[str, ...]) -> bool:
+        """Whether a published sum over `members` fits what this firm did: it released to exactly them, or not at all.
+
+        A release cannot be answered by another member set's sum, and no sum can hold a firm that did not release.
+        """
+        state = self._state
+        if not state.released_members:
+            return True
+        if round_ == state.released_round:
+            return tuple(sorted(members)) == state.released_members
+        return round_ < state.released_round or self._firm not in members
 
     def _sign(self, label: str, *parts: bytes) -> bytes:
         return self._identity.sign(label, self._terms.job_digest, *parts)

@@ -1,0 +1,113 @@
+"""What an agent keeps of one job over a crash: jobs/<job-id>/ in its home.
+
+    job.json          the job file, byte for byte as approved
+    session.bin       the secure aggregation's state; holds keys (0600)
+    progress.json     the round the global model stands before, and which files hold it
+    model-*.f32       the global model and the best so far, little-endian float32
+    final.f32         the model the job handed over
+    own.f32 result.json   the firm's own model, and how the two compare here
+
+`session.bin` and `progress.json` are on disk before anything is sent. Models are not waited for: their digest stands in
+progress.json, and one that does not match after a power cut is computed again from the published sums.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_client.home import write_file
+from dure_protocols.errors import MessageError
+from dure_protocols.global_state import Best, GlobalState, model_digest
+from dure_protocols.job import JobFile
+
+
+class JobFolder:
+    """Reads and writes one job's files. Called by the agent's one thread of that job."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+
+    @property
+    def final_file(self) -> Path:
+        """The model that the job handed over."""
+        return self.path / "final.f32"
+
+    @property
+    def result_file(self) -> Path:
+        """How the federated model and the firm's own compare on its data."""
+        return self.path / "result.json"
+
+    def save_job(self, job: JobFile) -> None:
+        """Keep the job file."""
+        write_file(self.path / "job.json", job.to_bytes(), mode=0o600)
+
+    def load_job(self) -> JobFile | None:
+        """The job file, or None before one was proposed."""
+        file = self.path / "job.json"
+        return JobFile.from_bytes(file.read_bytes()) if file.exists() else None
+
+    def save_session(self, snapshot: bytes) -> None:
+        """Store the protocol state durably. MUST return before anything that it led to is sent."""
+        write_file(self.path / "session.bin", snapshot, mode=0o600)
+
+    def load_session(self) -> bytes | None:
+        """The stored protocol state, or None before the first epoch."""
+        file = self.path / "session.bin"
+        return file.read_bytes() if file.exists() else None
+
+    def save_state(self, state: GlobalState) -> None:
+        """Store where the global model stands; model files that are no longer named are deleted."""
+        names = {self._save_model(state.model, state.digest)}
+        best = None
+        if state.best is not None:
+            digest = model_digest(state.best.model)
+            names.add(self._save_model(state.best.model, digest))
+            best = {"digest": digest.hex(), "round": state.best.round, "value": state.best.value}
+        normalisation = None if state.normalisation is None else state.normalisation.tolist()
+        progress = {
+            "round": state.round,
+            "digest": state.digest.hex(),
+            "normalisation": normalisation,
+            "best": best,
+        }
+        write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
+        for file in self.path.glob("model-*.f32"):
+            if file.name not in names:
+                file.unlink()
+
+    def restore_state(self, state: GlobalState) -> None:
+        """Bring a fresh state to where it was stored; leave it at its beginning if the files do not hold it whole."""
+        file = self.path / "progress.json"
+        if not file.exists():
+            return
+        try:
+            progress = json.loads(file.read_bytes())
+            model = self._load_model(progress["digest"])
+            best = progress["best"]
+            kept = None if best is None else Best(self._load_model(best["digest"]), best["round"], best["value"])
+            stored = progress["normalisation"]
+            normalisation = None if stored is None else np.array(stored, np.float64)
+            state.resume(progress["round"], model, normalisation, kept)
+        except (KeyError, TypeError, ValueError, OSError, MessageError):
+            return
+
+    def save_array(self, name: str, array: NDArray[np.float32]) -> None:
+        """Write a float32 array to a file of the folder, whole or not at all."""
+        part = self.path / f"{name}.part"
+        np.ascontiguousarray(array, "<f4").tofile(part)
+        part.replace(self.path / name)
+
+    def _save_model(self, model: NDArray[np.float32], digest: bytes) -> str:
+        name = f"model-{digest.hex()[:32]}.f32"
+        if not (self.path / name).exists():
+            self.save_array(name, model)
+        return name
+
+    def _load_model(self, digest: str) -> NDArray[np.float32]:
+        model = np.fromfile(self.path / f"model-{digest[:32]}.f32", "<f4")
+        if model_digest(model).hex() != digest:
+            raise MessageError("a stored model does not match its digest")
+        return model

@@ -1,0 +1,249 @@
+"""One job at one firm: answers each request of the job's coordinator.
+
+The order in every answer is: check, change the state, store the state, answer. Nothing is sent from here; the agent
+sends what is returned, after this module has stored what a crash must not lose.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_client.job_folder import JobFolder
+from dure_client.trainer.client import StatisticsSums, Trained
+from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
+from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, is_training, layout_of
+from dure_protocols.identity import Identity
+from dure_protocols.job import JobFile
+from dure_protocols.messages import (
+    ARRAY_MASKED,
+    AskKeys,
+    Cohort,
+    Establish,
+    Established,
+    Finish,
+    Finished,
+    Invitation,
+    PublishedSum,
+    Refusal,
+    ReleaseRequest,
+    Reply,
+    Request,
+    Roster,
+)
+from dure_protocols.secagg.codec import Words, add_exact, add_update
+from dure_protocols.secagg.firm import FirmSession, Randomness
+from dure_protocols.secagg.terms import Terms
+
+
+class Trains(Protocol):
+    """What a job needs of the trainer; `dure_client.trainer.TrainerClient` in production."""
+
+    def initial(self) -> NDArray[np.float32]:
+        """The job's first model, (d,) float32."""
+
+    def statistics(self) -> StatisticsSums:
+        """The firm's statistics over its training rows."""
+
+    def train(
+        self, model: NDArray[np.float32], statistics: StatisticsSums | None, *, round_number: int, seed: int
+    ) -> Trained:
+        """One round of local training from a global model."""
+
+    def assess(
+        self, model: NDArray[np.float32], statistics: StatisticsSums | None
+    ) -> Mapping[str, tuple[float, float]]:
+        """The additive round metrics of a model as it is, without training."""
+
+
+@dataclass(frozen=True)
+class FirmLimits:
+    """What the firm's policy adds to a job's own terms."""
+
+    minimum_cohort: int = 2
+    minimum_difference: int = 1
+    minimum_rows: int = 1
+
+
+@dataclass(frozen=True)
+class Given:
+    """Arrays beside a request and the SHA-256 of each one's bytes, as the link has verified them."""
+
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    digests: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """A reply and the arrays that travel beside it."""
+
+    message: Reply
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+class JobSide:
+    """The firm's side of one approved job. Calls are serialised; state survives in the job's folder."""
+
+    def __init__(
+        self,
+        job: JobFile,
+        firm: str,
+        identity: Identity,
+        folder: JobFolder,
+        trainer: Trains,
+        limits: FirmLimits,
+        randomness: Randomness,
+    ) -> None:
+        self._job, self._firm, self._folder, self._trainer = job, firm, folder, trainer
+        self._limits, self._randomness = limits, randomness
+        minimum = min(limits.minimum_cohort, len(job.firms))
+        terms = Terms.of(job, minimum_cohort=minimum, minimum_difference=limits.minimum_difference)
+        self._session = FirmSession(firm, identity, terms, randomness)
+        if snapshot := folder.load_session():
+            self._session.restore(snapshot)
+        self._loaded: GlobalState | None = None
+        self._lock = threading.Lock()
+        self._answers: dict[type[Request], Callable[..., Reaction]] = {
+            AskKeys: self._advertise,
+            Roster: self._encapsulate,
+            Establish: self._establish,
+            Invitation: self._join,
+            Cohort: self._update,
+            ReleaseRequest: self._release,
+            Finish: self._finish,
+        }
+
+    def answer(self, request: Request, given: Given) -> Reaction:
+        """Answer one request. Raises RefusedError, TrainerError or another DureError; nothing must be sent then."""
+        with self._lock:
+            return self._answers[type(request)](request, given)
+
+    @property
+    def state(self) -> GlobalState:
+        """The global model as this firm computed it. The first look asks the trainer for the job's first model."""
+        if self._loaded is None:
+            self._loaded = GlobalState(self._job, self._trainer.initial())
+            self._folder.restore_state(self._loaded)
+        return self._loaded
+
+    def _advertise(self, request: AskKeys, _: Given) -> Reaction:
+        reply = self._session.advertise(request.epoch)
+        self._store_session()
+        return Reaction(reply)
+
+    def _encapsulate(self, request: Roster, _: Given) -> Reaction:
+        reply = self._session.encapsulate(request)
+        self._store_session()
+        return Reaction(reply)
+
+    def _establish(self, request: Establish, _: Given) -> Reaction:
+        transcript = self._session.establish(request)
+        self._store_session()
+        return Reaction(Established(self._firm, request.epoch, transcript))
+
+    def _join(self, request: Invitation, given: Given) -> Reaction:
+        self._apply(request.sums, given)
+        if request.round != self.state.round:
+            return Reaction(Refusal(self._firm, RefusalCode.GLOBAL_MODEL, self.state.round))
+        reply = self._session.join(request, self.state.hash)
+        self._store_session()
+        return Reaction(reply)
+
+    def _update(self, request: Cohort, _: Given) -> Reaction:
+        """Train (or sum), mask, sign. The masks are made while the trainer works."""
+        if request.round == STATISTICS_ROUND and len(request.joins) < len(self._job.firms):
+            # Exact sums: the difference of two member sets would be one firm's statistics.
+            raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
+        keys = self._session.accept_cohort(request)
+        self._store_session()
+        layout = layout_of(self._job, request.round)
+        with ThreadPoolExecutor(1, "masks") as aside:
+            masks = aside.submit(keys.mask, layout)
+            contribution = self._contribution(request.round)
+            vector = masks.result()
+        self._add(vector, request.round, contribution)
+        receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
+        self._store_session()
+        return Reaction(receipt, {ARRAY_MASKED: vector})
+
+    def _release(self, request: ReleaseRequest, _: Given) -> Reaction:
+        reply = self._session.release(request)
+        self._store_session()
+        return Reaction(reply)
+
+    def _finish(self, request: Finish, given: Given) -> Reaction:
+        self._apply(request.sums, given)
+        self._folder.save_array(self._folder.final_file.name, self.state.final)
+        return Reaction(Finished(self._firm, self.state.hash))
+
+    def _apply(self, sums: tuple[PublishedSum, ...], given: Given) -> None:
+        """Advance the global model by the sums that this firm has not applied yet."""
+        state, before = self.state, self.state.round
+        for entry in sums:
+            if entry.round != state.round:
+                continue
+            words = given.arrays.get(entry.array_name)
+            if words is None or words.dtype != np.uint64 or given.digests[entry.array_name] != entry.vector_digest:
+                raise RefusedError(RefusalCode.MALFORMED, f"the sum of round {entry.round} is not what was announced")
+            if not self._session.may_have_published(entry.round, entry.members):
+                raise RefusedError(
+                    RefusalCode.ROSTER, f"the sum of round {entry.round} names other members than this firm released to"
+                )
+            state.advance(words.view(np.uint64), len(entry.members))
+        if state.round != before:
+            self._folder.save_state(state)
+
+    def _contribution(self, round_: int) -> "_Contribution":
+        if round_ == STATISTICS_ROUND:
+            sums = self._trainer.statistics()
+            self._check_rows(sums.count)
+            return _Contribution(None, sums.count, np.append(sums.sums, float(sums.count)))
+        if not is_training(self._job, round_):
+            return _Contribution(None, 1, self._metrics(self._trainer.assess(self.state.model, self._statistics())))
+        seed = int.from_bytes(hashlib.sha256(f"{self._job.seed}/{self._firm}".encode()).digest()[:6], "big")
+        trained = self._trainer.train(self.state.model, self._statistics(), round_number=round_, seed=seed)
+        self._check_rows(trained.count)
+        return _Contribution(trained.update, trained.count, self._metrics(trained.metrics))
+
+    def _add(self, vector: Words, round_: int, contribution: "_Contribution") -> None:
+        layout, codec = layout_of(self._job, round_), self._job.codec
+        count = min(contribution.count, codec.count_cap)
+        if contribution.update is not None:
+            rounding = np.random.Generator(np.random.PCG64(int.from_bytes(self._randomness(16), "big")))
+            add_update(vector, layout, contribution.update, count / codec.count_cap, codec.clip, rounding)
+        add_exact(vector, layout, count, contribution.exact)
+
+    def _statistics(self) -> StatisticsSums | None:
+        normalisation = self.state.normalisation
+        return None if normalisation is None else StatisticsSums(normalisation[:-1], round(normalisation[-1]))
+
+    def _metrics(self, metrics: Mapping[str, tuple[float, float]]) -> NDArray[np.float64]:
+        """The job's round metrics as exact words, in its order."""
+        missing = [name for name in self._job.model.round_metrics if name not in metrics]
+        if missing:
+            raise MisuseError(f"the trainer did not report the job's round metrics {missing}")
+        return np.array([part for name in self._job.model.round_metrics for part in metrics[name]], np.float64)
+
+    def _check_rows(self, count: int) -> None:
+        if count < self._limits.minimum_rows:
+            raise RefusedError(
+                RefusalCode.DATA,
+                f"{count} training rows are fewer than the policy's minimum of {self._limits.minimum_rows}",
+            )
+
+    def _store_session(self) -> None:
+        self._folder.save_session(self._session.snapshot())
+
+
+@dataclass(frozen=True)
+class _Contribution:
+    """What goes under the masks: update (d,) float32 or none, rows, exact words."""
+
+    update: NDArray[np.float32] | None
+    count: int
+    exact: NDArray[np.float64]

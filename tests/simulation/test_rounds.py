@@ -1,0 +1,115 @@
+"""The course of a job with the real coordinator, store, firms and cryptography. Powers of two show who was counted."""
+
+import numpy as np
+import pytest
+
+from dure_server.coordinator.conversation import JobFailedError
+from tests.simulation.consortium import Consortium, Fault
+
+
+def mean_update(ranks: list[int]) -> float:
+    return sum(2.0**-rank for rank in ranks) / len(ranks)
+
+
+def close(model: np.ndarray, expected: float, rounds: int) -> bool:
+    step = 2.0 / (2**12 - 2)  # of each coordinate of the sum; rounding is stochastic and within one step a firm
+    return bool(np.allclose(model, expected, atol=rounds * 1.5 * step))
+
+
+def test_every_firm_computes_the_model_that_the_server_computes(tmp_path):
+    consortium = Consortium(tmp_path, rounds=3)
+    consortium.run()
+    server = consortium.coordinator.state
+    assert close(server.model, 3 * mean_update([1, 2, 3]), 3)
+    assert server.normalisation.tolist() == [150.0, -75.0, 300.0]
+    for firm in consortium.firms.values():
+        assert np.array_equal(firm.side.state.model, server.model)
+        assert firm.side.state.hash == server.hash
+
+
+def test_the_model_handed_over_is_the_one_with_the_best_validation_loss(tmp_path):
+    """The loss grows with each round of this trainer, so the first model is the best."""
+    consortium = Consortium(tmp_path, rounds=2)
+    final = consortium.run()
+    assert np.array_equal(final, consortium.initial)
+    assert np.array_equal(np.fromfile(tmp_path / "firm-a" / "final.f32", "<f4"), final)
+
+
+@pytest.mark.parametrize("kind", ["silent", "refuse", "corrupt"])
+def test_a_drop_out_before_upload_costs_a_fresh_attempt_without_it(tmp_path, kind):
+    consortium = Consortium(tmp_path, num_firms=4, rounds=2, faults=[Fault("firm-b", "update", 1, kind)])
+    consortium.run()
+    members = consortium.members_by_round()
+    assert members[1] == ("firm-a", "firm-c", "firm-d")
+    assert members[2] == ("firm-a", "firm-b", "firm-c", "firm-d")
+    expected = mean_update([1, 3, 4]) + mean_update([1, 2, 3, 4])
+    assert close(consortium.coordinator.state.model, expected, 2)
+    assert consortium.firms["firm-b"].side.state.hash == consortium.coordinator.state.hash
+
+
+@pytest.mark.parametrize("phase", ["join", "update", "release"])
+def test_an_agent_that_crashes_between_two_phases_goes_on_from_its_files(tmp_path, phase):
+    consortium = Consortium(tmp_path, rounds=2, faults=[Fault("firm-b", phase, 1, "crash")])
+    consortium.run()
+    assert consortium.members_by_round()[1] == ("firm-a", "firm-b", "firm-c")
+    assert close(consortium.coordinator.state.model, 2 * mean_update([1, 2, 3]), 2)
+
+
+def test_a_firm_that_was_away_for_rounds_catches_up_with_the_sums_it_missed(tmp_path):
+    faults = [Fault("firm-c", "join", number, "silent") for number in (1, 2)]
+    consortium = Consortium(tmp_path, rounds=4, faults=faults)
+    consortium.run()
+    members = consortium.members_by_round()
+    assert members[1] == members[2] == ("firm-a", "firm-b")
+    assert members[3] == ("firm-a", "firm-b", "firm-c")
+    assert consortium.firms["firm-c"].side.state.hash == consortium.coordinator.state.hash
+
+
+class Killed(Exception):
+    """The coordinator's process ends here."""
+
+
+@pytest.mark.parametrize("moment", range(1, 40))
+def test_a_coordinator_killed_at_any_answer_goes_on_and_counts_nothing_twice(tmp_path, moment):
+    consortium = Consortium(tmp_path, rounds=2)
+    deliver, delivered = consortium.link._deliver, []
+
+    def deliver_and_die(ask_id: str) -> None:
+        deliver(ask_id)
+        delivered.append(ask_id)
+        if len(delivered) == moment:
+            raise Killed
+
+    consortium.link._deliver = deliver_and_die
+    try:
+        consortium.run()
+    except Killed:
+        consortium.run()
+    assert close(consortium.coordinator.state.model, 2 * mean_update([1, 2, 3]), 2)
+    assert all(len(members) == 3 for members in consortium.members_by_round().values())
+
+
+def test_a_member_that_cannot_release_ends_the_job_with_its_name(tmp_path):
+    consortium = Consortium(tmp_path, rounds=2, faults=[Fault("firm-b", "release", 1, "refuse")])
+    with pytest.raises(JobFailedError, match=r"firm-b could not release.*propose a new job"):
+        consortium.run()
+
+
+def test_statistics_are_summed_over_every_firm_or_not_at_all(tmp_path):
+    """Exact sums over all firms but one would show that one's: the round waits for the firm instead."""
+    consortium = Consortium(tmp_path, rounds=1, faults=[Fault("firm-b", "update", 0, "silent")])
+    link = consortium.link
+    receive = link.receive
+    waits = []
+
+    def receive_then_recover(ids, timeout):
+        if any("/0/" in i and "update" in i for i in ids):
+            waits.append(ids)
+            if len(waits) > 3:
+                link.faults.clear()
+        yield from receive(ids, timeout)
+
+    link.receive = receive_then_recover
+    consortium.run()
+    assert consortium.members_by_round()[0] == ("firm-a", "firm-b", "firm-c")
+    assert consortium.coordinator.state.normalisation.tolist() == [150.0, -75.0, 300.0]
