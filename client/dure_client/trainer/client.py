@@ -93,7 +93,7 @@ class TrainerClient:
             self._opened = self._call(Method.OPEN, m.OpenRequest(spec=self._spec), m.Opened, self._deadlines.short)
         return self._opened
 
-    def initial_model(self) -> NDArray[np.float32]:
+    def initial(self) -> NDArray[np.float32]:
         """The job's first global model, (d,), from its seed. The caller MUST hold its SHA-256 against the job file."""
         target = self._scratch.new_name(FLOAT32)
         self._ask(Method.INITIAL, m.ArrayRequest(target=target), m.Written, self._deadlines.short)
@@ -115,7 +115,7 @@ class TrainerClient:
             request = m.TrainRequest(
                 model=model_name,
                 statistics=statistics_name,
-                statistics_count=statistics.count,
+                statistics_count=statistics.count if statistics else 0,
                 target=target,
                 round=round_number,
                 seed=seed,
@@ -123,11 +123,15 @@ class TrainerClient:
             reply = self._call(Method.TRAIN, request, m.TrainedReply, self._deadlines.train)
         return Trained(self._take(target, FLOAT32, self._spec.num_parameters), reply.count, reply.metrics)
 
-    def evaluate(self, model: NDArray[np.float32], statistics: StatisticsSums) -> m.Evaluated:
+    def assess(
+        self, model: NDArray[np.float32], statistics: StatisticsSums | None
+    ) -> Mapping[str, tuple[float, float]]:
+        """The additive round metrics of a model as it is, name to (sum, weight). Raises as `train`."""
+        return self._judge(Method.ASSESS, model, statistics, m.Assessed).metrics
+
+    def evaluate(self, model: NDArray[np.float32], statistics: StatisticsSums | None) -> m.Evaluated:
         """Report on a model on the firm's validation and test rows. For the firm's own eyes. Raises as `train`."""
-        with self._lent(model, statistics) as (model_name, statistics_name):
-            request = m.EvaluateRequest(model=model_name, statistics=statistics_name, statistics_count=statistics.count)
-            return self._call(Method.EVALUATE, request, m.Evaluated, self._deadlines.short)
+        return self._judge(Method.EVALUATE, model, statistics, m.Evaluated)
 
     def train_alone(self, *, seed: int) -> OwnModel:
         """Train the firm's own model from the same first model with as many epochs as the job, chosen on validation."""
@@ -153,6 +157,17 @@ class TrainerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _judge(
+        self, method: Method, model: NDArray[np.float32], statistics: StatisticsSums | None, reply: type[Reply]
+    ) -> Reply:
+        with self._lent(model, statistics) as (model_name, statistics_name):
+            request = m.EvaluateRequest(
+                model=model_name,
+                statistics=statistics_name,
+                statistics_count=statistics.count if statistics else 0,
+            )
+            return self._call(method, request, reply, self._deadlines.short)
 
     def _ask(self, method: Method, request: BaseModel, reply: type[Reply], timeout_seconds: float) -> Reply:
         self.open()
@@ -223,12 +238,13 @@ class TrainerClient:
             raise self._error(TrainerCode.ARRAY) from None
 
     @contextmanager
-    def _lent(self, model: NDArray[np.float32], statistics: StatisticsSums) -> Iterator[tuple[str, str]]:
+    def _lent(self, model: NDArray[np.float32], statistics: StatisticsSums | None) -> Iterator[tuple[str, str]]:
         """A model and statistics as files for the length of one call: their names."""
         self.open()  # first, because a restart clears the folder
         scratch, spec = self._scratch, self._spec
+        sums = np.zeros(0) if statistics is None else statistics.sums
         with (
             scratch.lent(model, FLOAT32, spec.num_parameters) as model_name,
-            scratch.lent(statistics.sums, FLOAT64, spec.num_statistics) as statistics_name,
+            scratch.lent(sums, FLOAT64, spec.num_statistics) as statistics_name,
         ):
             yield model_name, statistics_name

@@ -24,6 +24,7 @@ class Method(StrEnum):
     INITIAL = "Initial"
     STATISTICS = "Statistics"
     TRAIN = "Train"
+    ASSESS = "Assess"
     EVALUATE = "Evaluate"
     TRAIN_ALONE = "TrainAlone"
 
@@ -110,6 +111,8 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Finite = Annotated[float, AfterValidator(_finite)]
 Count = Annotated[int, Field(ge=0)]
+MetricSums = Annotated[dict[MetricName, tuple[Finite, Finite]], Field(max_length=64)]
+"""Additive metric name to (sum, weight)."""
 Scores = Annotated[dict[MetricName, Finite | None], Field(max_length=64)]
 """Metric name to value; None where the rows do not define it (no failure among them, no rows)."""
 
@@ -172,7 +175,7 @@ class Written(_Frozen):
 
 
 class TrainRequest(_Frozen):
-    """Train one round from `model` and write new - old to `target`. An empty `statistics` means the firm's own."""
+    """Train one round from `model`, inputs normalised by the consortium's statistics; write new - old to `target`."""
 
     model: FileName
     statistics: FileName
@@ -183,14 +186,20 @@ class TrainRequest(_Frozen):
 
 
 class TrainedReply(_Frozen):
-    """The update is written: training examples, and additive round metrics, name to (sum, weight)."""
+    """The update is written: training examples, and additive round metrics."""
 
     count: Count
-    metrics: Annotated[dict[MetricName, tuple[Finite, Finite]], Field(max_length=64)]
+    metrics: MetricSums
+
+
+class Assessed(_Frozen):
+    """The round metrics of a model as it is."""
+
+    metrics: MetricSums
 
 
 class EvaluateRequest(_Frozen):
-    """Report on a model, by the consortium's statistics."""
+    """Assess (additive, for the round) or evaluate (for the firm) a model, by the consortium's statistics."""
 
     model: FileName
     statistics: FileName

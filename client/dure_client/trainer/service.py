@@ -55,6 +55,7 @@ class TrainerService:
             Method.INITIAL: self._initial,
             Method.STATISTICS: self._statistics,
             Method.TRAIN: self._train,
+            Method.ASSESS: self._assess,
             Method.EVALUATE: self._evaluate,
             Method.TRAIN_ALONE: self._train_alone,
         }
@@ -97,15 +98,20 @@ class TrainerService:
     def _train(self, request: bytes) -> m.TrainedReply:
         asked = _parsed(m.TrainRequest, request)
         statistics = self._read_statistics(asked.statistics, asked.statistics_count)
-        parameters = self._read(asked.model, "<f4").astype(np.float32)
+        parameters = self._read_model(asked.model)
         result = self._opened().train(parameters, statistics, round_number=asked.round, seed=asked.seed)
         self._write(asked.target, result.update)
         return m.TrainedReply(count=result.count, metrics=dict(result.metrics))
 
+    def _assess(self, request: bytes) -> m.Assessed:
+        asked = _parsed(m.EvaluateRequest, request)
+        statistics = self._read_statistics(asked.statistics, asked.statistics_count)
+        return m.Assessed(metrics=self._opened().assess(self._read_model(asked.model), statistics))
+
     def _evaluate(self, request: bytes) -> m.Evaluated:
         asked = _parsed(m.EvaluateRequest, request)
         statistics = self._read_statistics(asked.statistics, asked.statistics_count)
-        validation, test = self._opened().evaluate(self._read(asked.model, "<f4").astype(np.float32), statistics)
+        validation, test = self._opened().evaluate(self._read_model(asked.model), statistics)
         return m.Evaluated(validation=_scores(validation), test=_scores(test))
 
     def _train_alone(self, request: bytes) -> m.TrainedAloneReply:
@@ -127,6 +133,9 @@ class TrainerService:
         if not np.isfinite(array).all():
             raise SessionError(TrainerCode.ARRAY, f"{name} holds values that are not finite")
         return array
+
+    def _read_model(self, name: str) -> NDArray[np.float32]:
+        return self._read(name, "<f4").astype(np.float32, copy=False)
 
     def _read_statistics(self, name: str, count: int) -> Statistics:
         return Statistics(self._read(name, "<f8").astype(np.float64), count)

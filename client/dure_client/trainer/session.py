@@ -17,7 +17,7 @@ from dure_models import parameters as flat
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
-from dure_models.interface import Examples, Metric, Model, Purpose, Statistics
+from dure_models.interface import Examples, Metric, Model, Purpose, RoundMetric, Statistics
 from dure_models.split import validation_split
 from dure_models.training import (
     OwnResult,
@@ -27,6 +27,7 @@ from dure_models.training import (
     evaluate,
     train_own,
     train_round,
+    validation_metrics,
 )
 
 Array = NDArray[np.float32]
@@ -107,6 +108,14 @@ class TrainingSession:
             seed=seed,
         )
 
+    def assess(self, parameters: Array, statistics: Statistics) -> dict[str, tuple[float, float]]:
+        """The round metrics of a model without training it; what only training knows has weight 0."""
+        flat.load(self._module, parameters)
+        sums = validation_metrics(self._model, self._module, self._examples(statistics).data.validation)
+        return {
+            metric.name: _bounded(metric, sums.get(metric.name, (0.0, 0.0))) for metric in self._model.round_metrics
+        }
+
     def evaluate(self, parameters: Array, statistics: Statistics) -> tuple[Report, Report]:
         """A model's report on the validation and on the test rows (empty without test rows)."""
         sets = self._examples(statistics)
@@ -143,6 +152,12 @@ class TrainingSession:
                 f"the job says {spec.num_parameters} parameters and {spec.num_statistics} statistics; "
                 f"the model built from its options has {d} and {s}",
             )
+
+
+def _bounded(metric: RoundMetric, value: tuple[float, float]) -> tuple[float, float]:
+    """A metric cut to what may travel: [0, maximum] times its weight."""
+    total, weight = value
+    return min(max(total, 0.0), metric.maximum * weight), weight
 
 
 def _terms(spec: TrainingSpec) -> tuple[DataContract, TrainingSettings]:
