@@ -3,10 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from dure_protocols import wire
-
 from dure_models import registry
 from dure_models.errors import UnknownModelError
+from dure_protocols import wire
 
 
 def model_digest(name: str) -> str:

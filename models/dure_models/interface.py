@@ -19,13 +19,13 @@ from typing import ClassVar, Self
 import numpy as np
 import polars as pl
 import torch
-from dure_protocols.errors import MisuseError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from dure_models.contract import DataContract
 from dure_models.errors import ModelOptionsError
+from dure_protocols.errors import MisuseError
 
 MetricSums = Mapping[str, tuple[float, float]]
 """Additive metrics: name -> (sum, weight). Summed over firms entry by entry, then divided."""
@@ -108,6 +108,8 @@ class Model(ABC):
     Options: ClassVar[type[ModelOptions]]
     primary_metric: ClassVar[Metric]
     round_metrics: ClassVar[tuple[RoundMetric, ...]]
+    selection_metric: ClassVar[str]
+    """The round metric, lower is better, whose mean over the firms' validation examples chooses the final model."""
 
     def __init__(self, contract: DataContract, options: ModelOptions) -> None:
         self.contract = contract

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from dure_protocols.errors import MisuseError
 from numpy.typing import NDArray
+
+from dure_protocols.errors import MisuseError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,13 +11,13 @@ from typing import Self
 
 import numpy as np
 import torch
-from dure_protocols.errors import MisuseError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dure_models import parameters as flat
 from dure_models.interface import Examples, MetricSums, Model
+from dure_protocols.errors import MisuseError
 
 CPU = torch.device("cpu")
 _EVALUATION_BATCH = 4096
@@ -195,11 +195,12 @@ def _bounded(model: Model, metrics: MetricSums) -> dict[str, tuple[float, float]
 
 @dataclass(frozen=True)
 class OwnResult:
-    """A model trained without others: `parameters` (d,) of the best checkpoint on validation, and its round."""
+    """A finished model: `parameters` (d,) of the best checkpoint on validation, the round after which
+    they stood, and the model's selection metric after each round, `selection[0]` before the first."""
 
     parameters: NDArray[np.float32]
     best_round: int
-    validation_losses: tuple[float, ...]
+    selection: tuple[float, ...]
 
 
 def train_own(
@@ -215,29 +216,34 @@ def train_own(
     """Train on one table only, for as many local epochs as the federation does (num_rounds x local_epochs).
 
     The arms `alone` and `pooled`: the same loop, without clipping, rounding or averaging. As in a federation, the
-    checkpoint with the lowest validation loss is kept; `validation_losses[r]` is the loss after r rounds.
+    checkpoint with the lowest selection metric on validation examples is kept.
     """
     parameters = initial
-    kept = initial
-    losses: list[float] = []
+    selection = Selection(model)
     for round_number in range(1, settings.num_rounds + 1):
         result = train_round(
             model, module, data, parameters, settings, round_number=round_number, seed=seed, device=device
         )
-        kept = _note(losses, result.metrics, parameters, kept)
+        selection.note(parameters, result.metrics)
         parameters = parameters + result.update
     flat.load(module, parameters)
-    last = validation_metrics(model, module, data.validation, device)
-    kept = _note(losses, last, parameters, kept)
-    return OwnResult(kept, int(np.argmin(losses)), tuple(losses))
+    selection.note(parameters, validation_metrics(model, module, data.validation, device))
+    return OwnResult(selection.best, selection.best_round, tuple(selection.values))
 
 
-def _note(
-    losses: list[float], metrics: MetricSums, parameters: NDArray[np.float32], kept: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Append the validation loss of `parameters`; the better of them and `kept`."""
-    value, weight = metrics["validation_loss"]
-    loss = value / weight if weight else float("inf")
-    is_best = not losses or loss < min(losses)
-    losses.append(loss)
-    return parameters if is_best else kept
+class Selection:
+    """Keeps the checkpoint whose selection metric is lowest; of equal ones the later, which has trained for longer."""
+
+    def __init__(self, model: Model) -> None:
+        self._name = model.selection_metric
+        self.values: list[float] = []
+        self.best: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.best_round = 0
+
+    def note(self, parameters: NDArray[np.float32], metrics: MetricSums) -> None:
+        """Take in the model after `len(values)` rounds with its metrics; without any weight it counts as worst."""
+        total, weight = metrics[self._name]
+        value = total / weight if weight else float("inf")
+        if not self.values or value <= min(self.values):
+            self.best, self.best_round = parameters, len(self.values)
+        self.values.append(value)

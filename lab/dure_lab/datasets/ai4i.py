@@ -63,7 +63,7 @@ def read(source: Path) -> pl.DataFrame:
 def tables(source: Path, random: np.random.Generator) -> list[FirmTables]:
     """Five like firms: rows dealt at random, failures and product qualities in proportion; one test for all."""
     table = read(source)
-    strata = table["machine_failure"].to_numpy() * 10 + table["product_quality"].cast(pl.Enum(["L", "M", "H"])).to_physical().to_numpy()
+    strata = (table["machine_failure"].cast(pl.String) + table["product_quality"]).to_numpy()
     parts: list[list[int]] = [[] for _ in FIRM_NAMES]
     test: list[int] = []
     for stratum in np.unique(strata):

@@ -1,8 +1,8 @@
 """What every data set is dealt into: a folder a firm with its own files, one contract, and a frozen description.
 
-    <directory>/contract.toml
-    <directory>/<firm>/train.parquet    rows the firm trains and validates on
-    <directory>/<firm>/test.parquet     rows held out from all training and tuning
+<directory>/contract.toml
+<directory>/<firm>/train.parquet    rows the firm trains and validates on
+<directory>/<firm>/test.parquet     rows held out from all training and tuning
 """
 
 from collections.abc import Mapping

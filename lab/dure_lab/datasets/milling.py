@@ -1,8 +1,8 @@
 """SIMULATED data: the milling process behind AI4I 2020, by its published rules, for firms that differ from each other.
 
-Rules after Matzka, "Explainable Artificial Intelligence for Predictive Maintenance Applications", AI4I 2020. The published
-text does not say how speed follows from the power of 2860 W; the offsets here (95 rad/s, 5 N*m) were matched to the
-published file's mean speed at each torque. Nothing here was measured on a machine, and everything made from it says so.
+Rules after Matzka, "Explainable Artificial Intelligence for Predictive Maintenance Applications", AI4I 2020. The
+published text does not say how speed follows from the power of 2860 W; the offsets here (95 rad/s, 5 N*m) were matched
+to the published file's mean speed at each torque. Nothing was measured on a machine, and all made from it says so.
 """
 
 import math
@@ -23,6 +23,7 @@ WEAR_MINUTES = {"L": 2.0, "M": 3.0, "H": 5.0}
 OVERSTRAIN_LIMIT = {"L": 11_000.0, "M": 12_000.0, "H": 13_000.0}  # min * N*m
 POWER_W = 2860.0
 IDLE_RAD_S, IDLE_TORQUE, SPEED_NOISE_RPM = 95.0, 5.0, 54.0
+MAX_SPEED_RPM = 3000.0  # the published file ends at 2886
 TORQUE_SD = 10.0  # N*m
 RPM_PER_RAD_S = 60 / (2 * math.pi)
 RANDOM_FAILURE_RATE = 0.001
@@ -47,8 +48,10 @@ WORKSHOPS = (
     Workshop("river-mill", (0.35, 0.45, 0.20), 39.0, (170.0, 230.0), 299.5, 1600, "mixed goods, a cooler hall"),
     Workshop("harbour-mill", (0.50, 0.35, 0.15), 43.0, (200.0, 240.0), 300.0, 1200, "heavy cuts, the fewest rows"),
 )
-_MORE_NAMES = ("hill", "forest", "valley", "island", "meadow", "bridge", "lake", "quarry", "garden", "castle")
-_MORE_NAMES = (*_MORE_NAMES, "market", "tower", "field")
+_MORE_NAMES = (
+    *("hill", "forest", "valley", "island", "meadow", "bridge", "lake"),
+    *("quarry", "garden", "castle", "market", "tower", "field"),
+)
 
 NUM_TEST_ROWS = 5000
 _TITLE = "Simulated milling process (rules of AI4I 2020)"
@@ -98,7 +101,7 @@ def simulate(workshop: Workshop, num_rows: int, random: np.random.Generator) -> 
     process = air + 10.0 + _walk(num_rows, random)
     torque = np.abs(workshop.mean_torque + TORQUE_SD * random.standard_normal(num_rows))
     speed = RPM_PER_RAD_S * (IDLE_RAD_S + POWER_W / (torque + IDLE_TORQUE))
-    speed += SPEED_NOISE_RPM * random.standard_normal(num_rows)
+    speed = np.minimum(speed + SPEED_NOISE_RPM * random.standard_normal(num_rows), MAX_SPEED_RPM)
     wear, tool_failure = _tools(quality, workshop.tool_change_minutes, random)
     power = torque * speed / RPM_PER_RAD_S
     limit = np.array([OVERSTRAIN_LIMIT[value] for value in quality])

@@ -43,4 +43,3 @@ class TabularOptions(ModelOptions):
     hidden: int = Field(default=64, ge=1, le=4096, description="width of both hidden layers")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     positive_weight: float = Field(default=1.0, gt=0, description="how much more an event's loss counts")
-    focal_gamma: float = Field(default=0.0, ge=0, le=5, description="0 is cross entropy; more dwells on hard rows")
