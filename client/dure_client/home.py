@@ -108,6 +108,16 @@ class AgentHome:
         return self.keys / "tls.pem"
 
     @property
+    def next_tls_key_file(self) -> Path:
+        """The key of a renewal under way, mode 0600."""
+        return self.keys / "tls-next.key"
+
+    @property
+    def next_tls_certificate_file(self) -> Path:
+        """The certificate of a renewal under way; once it is here, the renewal only has to be finished."""
+        return self.keys / "tls-next.pem"
+
+    @property
     def identity_key_file(self) -> Path:
         """Private Ed25519 key of the firm's identity, mode 0600."""
         return self.keys / "identity.key"

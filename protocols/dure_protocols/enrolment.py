@@ -64,7 +64,7 @@ class StateAnswer(_Frozen):
     consortium: str
     firm: FirmName
     status: Annotated[str, StringConstraints(pattern=r"^(invited|joined|approved|revoked)$")]
-    identity_fingerprint: Hex32
+    identity_fingerprint: Hex32 | None
     not_after: AwareDatetime
     certificate_revoked_at: datetime | None = None
 

@@ -4,8 +4,9 @@
     dure1_AAAAIGY5…Rk.
 
 The token is URL-safe base64 of the canonical fields and a checksum over them; the dot ends it. Mail programs may
-wrap it and put text around it; a token cut short or changed says so. The checksum guards against accidents only: what makes an
-invitation genuine is that its secret is known to the server whose root has the fingerprint that the person was told.
+wrap it and put text around it; a token cut short or changed says so. The checksum guards against accidents only: what
+makes an invitation genuine is that its secret is known to the server whose root has the fingerprint that the person
+was told.
 """
 
 import base64

@@ -27,6 +27,10 @@ class Firms:
         """A firm, or None."""
         return self._session.get(Firm, name)
 
+    def with_identity(self, identity_fingerprint: str) -> Firm | None:
+        """The firm that joined with this identity key, or None."""
+        return self._session.scalars(select(Firm).where(Firm.identity_fingerprint == identity_fingerprint)).first()
+
     def get(self, name: str) -> Firm:
         """A firm. Raises UnknownRowError naming those that are known."""
         row = self.find(name)

@@ -1,0 +1,98 @@
+"""`dure-agent status`: who this agent is, whether the consortium has approved it, which jobs it knows."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dure_client.commands.join import HomeOption
+from dure_client.enrolment import ask_state
+from dure_client.enrolment_api import EnrolmentError
+from dure_client.home import AgentHome
+from dure_protocols.identity import grouped
+from dure_protocols.ledger import LedgerError
+
+_MEANING = {
+    "joined": "waiting for the operator's approval",
+    "approved": "approved",
+    "revoked": "revoked: talk to the consortium's operator",
+    "invited": "invited anew: run `dure-agent join` with the new invitation",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `dure-agent status --json` prints."""
+
+    firm: str
+    consortium: str
+    server: str
+    identity_fingerprint: str
+    certificate_not_after: str
+    certificate_is_valid: bool
+    approval: str
+    """joined, approved, revoked, invited; or unknown where the server was not asked or did not answer."""
+    approval_note: str
+    jobs: list[str]
+
+
+def read_status(home: AgentHome, now: datetime) -> Status:
+    """Look into the home and ask the server. Raises HomeError if the firm has not joined."""
+    config, certificate = home.config(), home.certificate()
+    try:
+        approval = ask_state(home).status
+        note = _MEANING.get(approval, approval)
+    except LedgerError:
+        # Only one process writes the ledger, and nothing may leave that is not in it.
+        approval, note = "unknown", "not asked: the agent runs here and is the one that speaks to the server"
+    except EnrolmentError as error:
+        approval, note = "unknown", f"not known: {error}"
+    return Status(
+        firm=config.firm,
+        consortium=config.consortium,
+        server=config.link_address,
+        identity_fingerprint=home.identity().fingerprint,
+        certificate_not_after=certificate.not_after.isoformat(),
+        certificate_is_valid=certificate.is_valid_at(now),
+        approval=approval,
+        approval_note=note,
+        jobs=home.job_names(),
+    )
+
+
+def status(
+    home: HomeOption,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show who this agent is, whether it is approved, and the jobs it knows."""
+    found = read_status(AgentHome(home), datetime.now(UTC))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    until = datetime.fromisoformat(found.certificate_not_after)
+    validity = (
+        f"valid until {until:%Y-%m-%d %H:%M} UTC"
+        if found.certificate_is_valid
+        else (f"[red]not valid now[/] (ended {until:%Y-%m-%d %H:%M} UTC): ask the operator for a new invitation")
+    )
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("Firm", f"[bold]{found.firm}[/]"),
+        ("Consortium", escape(found.consortium)),
+        ("Server", found.server),
+        ("Approval", f"[{_colour(found.approval)}]{escape(found.approval_note)}[/]"),
+        ("Fingerprint", grouped(found.identity_fingerprint)),
+        ("Certificate", validity),
+        ("Jobs", ", ".join(found.jobs) or "none yet"),
+    ):
+        table.add_row(f"[dim]{name}[/]", value)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def _colour(approval: str) -> str:
+    return {"approved": "green", "revoked": "red"}.get(approval, "yellow")
