@@ -35,6 +35,9 @@ MAX_REQUEST_BYTES: Final = 1 << 10  # subscribe, announce, fetch: a few fixed fi
 MAX_TTL_SECONDS: Final = 31 * 24 * 3600.0
 COORDINATOR_NODE_ID: Final = 1
 
+DURE_MESSAGE_TYPE: Final = "query.dure"
+"""The type of every message of a job: what is asked stands in the body, and the phase in the group."""
+
 DTYPES: Final = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
 )
@@ -130,10 +133,15 @@ class ArrayRef:
         """Whether the bytes travel on their own."""
         return self.inline is None
 
+    @staticmethod
+    def needs_blob(array: AnyArray) -> bool:
+        """Whether an array is too large to travel inline."""
+        return array.nbytes > INLINE_ARRAY_BYTES
+
     @classmethod
     def of(cls, name: str, array: AnyArray, sha256: str | None = None) -> "ArrayRef":
         """Describe an array; `sha256` is the digest of its little-endian bytes where somebody has computed it."""
-        if array.nbytes > INLINE_ARRAY_BYTES:
+        if cls.needs_blob(array):
             computed = sha256 or hashlib.sha256(raw_bytes(array)).hexdigest()
             return cls(name, array.dtype.name, tuple(array.shape), computed)
         content = bytes(raw_bytes(array))
@@ -192,6 +200,7 @@ class Envelope:
             _insist(is_message_id(self.reply_to), "reply_to is 32 hex digits")
             _insist(self.message_id == reply_id(self.reply_to), "a reply's id follows from the id it replies to")
         else:
+            _insist(self.src_node == COORDINATOR_NODE_ID, "messages come from the coordinator")
             derived = message_id(self.run_id, self.group, self.message_type, self.dst_node)
             _insist(self.message_id == derived, "a message's id follows from run, group, type and firm")
         if self.error_code is not None:

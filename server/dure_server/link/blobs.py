@@ -10,14 +10,26 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import Final, TypeVar
 
 import grpc
+import numpy as np
 
-from dure_protocols.frames import CHUNK_BYTES, MAX_BLOB_BYTES, Announce, Fetch, Stored
+from dure_protocols.frames import (
+    CHUNK_BYTES,
+    MAX_BLOB_BYTES,
+    Announce,
+    AnyArray,
+    Fetch,
+    Stored,
+    little_endian,
+    raw_bytes,
+)
 from dure_server.link.errors import LinkRefusedError
 from dure_server.link.journal import Upload
 
@@ -154,7 +166,7 @@ async def _receive(part: Path, target: Path, announced: Announce, held: int, chu
         await _in_thread(_finish, file, part, target)
 
 
-async def _append_all(file: BinaryIO, chunks: AsyncIterator[bytes], running: "hashlib._Hash", limit_bytes: int) -> int:
+async def _append_all(file: RawIOBase, chunks: AsyncIterator[bytes], running: "hashlib._Hash", limit_bytes: int) -> int:
     """Hash and write every chunk while the next one arrives. Returns their bytes together."""
     received = 0
     writing: asyncio.Future[None] | None = None
@@ -184,22 +196,41 @@ async def _in_thread(work: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-def _hash_and_skip(file: BinaryIO, running: "hashlib._Hash") -> None:
+def _hash_and_skip(file: RawIOBase, running: "hashlib._Hash") -> None:
     while block := file.read(CHUNK_BYTES):
         running.update(block)
 
 
-def _append(file: BinaryIO, chunk: bytes, running: "hashlib._Hash") -> None:
+def _append(file: RawIOBase, chunk: bytes | memoryview, running: "hashlib._Hash") -> None:
     running.update(chunk)
     rest = memoryview(chunk)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _finish(file: BinaryIO, part: Path, target: Path) -> None:
+def _finish(file: RawIOBase, part: Path, target: Path) -> None:
     os.fsync(file.fileno())
     part.rename(target)
     flush_folder(target.parent)
+
+
+def store_array(array: AnyArray, folder: Path) -> str:
+    """Write an array's raw bytes durably to `folder` under their SHA-256, in one pass. Returns the digest."""
+    running, content = hashlib.sha256(), raw_bytes(array)
+    aside = folder / f"{os.getpid()}-{threading.get_ident()}.new"
+    with aside.open("wb", buffering=0) as file:
+        for start in range(0, len(content), CHUNK_BYTES):
+            _append(file, content[start : start + CHUNK_BYTES], running)
+        os.fsync(file.fileno())
+    aside.rename(folder / running.hexdigest())
+    flush_folder(folder)
+    return running.hexdigest()
+
+
+def map_array(file: Path, dtype: str, shape: tuple[int, ...]) -> AnyArray:
+    """The array whose raw bytes a blob's file holds, read-only, taking memory only where it is looked at."""
+    array: AnyArray = np.memmap(file, dtype=little_endian(dtype), mode="r", shape=shape)
+    return array
 
 
 def flush_folder(folder: Path) -> None:

@@ -31,11 +31,11 @@ from dure_server.link.errors import LinkRefusedError, abort
 logger = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 1.0
-_NOT_ADMITTED = "this firm is not admitted to the consortium (any more); ask the operator"
 
 Clock = Callable[[], datetime]
-IsAdmitted = Callable[[str, str], bool]
-"""(firm, SHA-256 of the certificate's DER) -> whether it may speak. Called from a thread of its own."""
+Admit = Callable[[str, str], None]
+"""(firm, SHA-256 of the certificate's DER): raises IdentityError, with a text for the firm, if it may not speak now.
+Called from a thread of its own."""
 
 
 def system_clock() -> datetime:
@@ -54,12 +54,12 @@ class Caller:
 class Gate:
     """Admits callers to the firms' port, and cuts off those that are no longer admitted."""
 
-    def __init__(self, is_admitted: IsAdmitted, clock: Clock = system_clock) -> None:
-        self._is_admitted = is_admitted
+    def __init__(self, admit: Admit, clock: Clock = system_clock) -> None:
+        self._ask = admit
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "admission")
         self._open: dict[Caller, set[asyncio.Task[Any]]] = {}
-        self._cut_off: set[asyncio.Task[Any]] = set()
+        self._cut_off: dict[asyncio.Task[Any], str] = {}
 
     def unary(
         self, method: Callable[[Caller, bytes], Awaitable[bytes]]
@@ -99,14 +99,18 @@ class Gate:
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
             for caller in list(self._open):
-                if not await self._may_speak(caller):
-                    self._cut(caller)
+                try:
+                    await self._check(caller)
+                except IdentityError as error:
+                    self._cut(caller, str(error))
+                except Exception:
+                    logger.exception("whether %s is still admitted could not be asked; its streams stay", caller.firm)
 
-    def _cut(self, caller: Caller) -> None:
+    def _cut(self, caller: Caller, reason: str) -> None:
         tasks = self._open.get(caller, set())
         logger.warning("%s is no longer admitted: %d open streams are closed", caller.firm, len(tasks))
         for task in tasks:
-            self._cut_off.add(task)
+            self._cut_off[task] = reason
             task.cancel()
 
     @contextmanager
@@ -117,11 +121,11 @@ class Gate:
         try:
             yield
         except asyncio.CancelledError:
-            if task in self._cut_off:
-                raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ADMITTED) from None
+            if (reason := self._cut_off.get(task)) is not None:
+                raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, reason) from None
             raise
         finally:
-            self._cut_off.discard(task)
+            self._cut_off.pop(task, None)
             self._open[caller].discard(task)
             if not self._open[caller]:
                 del self._open[caller]
@@ -133,15 +137,17 @@ class Gate:
             raise LinkRefusedError(
                 grpc.StatusCode.UNAUTHENTICATED, "a client certificate issued by `dure-agent join` is needed"
             ) from error
-        if not await self._may_speak(caller):
-            raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, _NOT_ADMITTED)
+        try:
+            await self._check(caller)
+        except IdentityError as error:
+            raise LinkRefusedError(grpc.StatusCode.PERMISSION_DENIED, str(error)) from error
         return caller
 
-    async def _may_speak(self, caller: Caller) -> bool:
+    async def _check(self, caller: Caller) -> None:
         if not caller.certificate.is_valid_at(self._clock()):
-            return False
+            raise IdentityError("the certificate is not valid now; renew it, or ask the operator for an invitation")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._is_admitted, caller.firm, caller.certificate.fingerprint)
+        await loop.run_in_executor(self._thread, self._ask, caller.firm, caller.certificate.fingerprint)
 
 
 @functools.lru_cache(4096)

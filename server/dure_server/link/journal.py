@@ -44,7 +44,7 @@ T = TypeVar("T")
 metadata = MetaData()
 
 messages = Table(
-    "messages",
+    "link_messages",
     metadata,
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("id", String(32), nullable=False, unique=True),
@@ -54,18 +54,18 @@ messages = Table(
     Column("reply", LargeBinary, nullable=True),
     Column("created_at", Float(53), nullable=False),
     Column("expires_at", Float(53), nullable=False),
-    Index("ix_messages_firm_number", "firm", "number"),
+    Index("ix_link_messages_firm_number", "firm", "number"),
 )
 
 # Which blobs a message brings a firm ("down") and which its reply brought ("up"): the right to fetch, and to be kept.
 message_blobs = Table(
-    "message_blobs",
+    "link_blobs",
     metadata,
     Column("message_id", String(32), primary_key=True),
     Column("direction", String(4), primary_key=True),
     Column("digest", String(64), primary_key=True),
     Column("firm", String(63), nullable=False),
-    Index("ix_message_blobs_firm_digest", "firm", "digest"),
+    Index("ix_link_blobs_firm_digest", "firm", "digest"),
 )
 
 _DOWN: Final = "down"

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Final
 
 import grpc
 
+from dure_protocols.errors import DureError
 from dure_protocols.frames import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
 from dure_server.link.blobs import DEFAULT_QUOTA_BYTES, PART, BlobFolder
 from dure_server.link.desk import DeskService
@@ -24,8 +26,11 @@ from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
 from dure_server.link.firms import FirmService, Presence, Renew
-from dure_server.link.gate import Gate, IsAdmitted
-from dure_server.link.journal import Journal, Upload, open_engine
+from dure_server.link.gate import Admit, Gate
+from dure_server.link.journal import Journal, Upload, metadata, open_engine
+from dure_server.link.membership import StoreMembership
+from dure_server.settings import ServerHome
+from dure_server.store.database import Store
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +86,7 @@ class LinkSettings:
 class Membership:
     """What the link asks the store about firms. The functions are called from threads of the link."""
 
-    is_admitted: IsAdmitted
+    admit: Admit
     renew: Renew
     presence: Presence
 
@@ -89,7 +94,9 @@ class Membership:
 async def serve(settings: LinkSettings, membership: Membership) -> None:
     """Serve until SIGTERM or SIGINT. Raises LinkStartError if something is in the way."""
     with _one_link(settings.lock_file):
-        journal = Journal(open_engine(settings.store_url))
+        engine = open_engine(settings.store_url)
+        metadata.create_all(engine)
+        journal = Journal(engine)
         try:
             await _serve(settings, membership, journal)
         finally:
@@ -103,7 +110,7 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         max_blob_bytes=settings.max_blob_bytes,
         quota_bytes=settings.quota_bytes,
     )
-    exchange, gate = Exchange(), Gate(membership.is_admitted)
+    exchange, gate = Exchange(), Gate(membership.admit)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
     service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
@@ -186,3 +193,38 @@ async def sweep(journal: Journal, blobs: BlobFolder, now: float) -> None:
         whole = Upload(upload.firm, upload.digest.removesuffix(PART))
         if not await journal.is_upload_used(whole):
             blobs.drop_upload(upload)
+
+
+def main(home: Path) -> int:
+    """Run the link of a server home until it is told to stop. The exit code; errors go to stderr as one sentence."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    server = ServerHome(home)
+    try:
+        settings = server.settings()
+        store_url = server.store_url(settings)
+        link = LinkSettings(
+            consortium=settings.consortium,
+            bind_host=settings.bind_host,
+            port=settings.link_port,
+            desk_socket=server.desk_socket,
+            lock_file=home / "link.lock",
+            uploads=server.uploads,
+            released=server.released,
+            server_key=_read(server.server_key_file),
+            server_certificate=_read(server.server_certificate_file),
+            root_certificate=_read(server.root_file),
+            store_url=store_url,
+        )
+        store = StoreMembership(Store.open(store_url), server.authority())
+        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence)))
+    except DureError as error:
+        print(f"dure-server link: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise LinkStartError(f"{file} cannot be read ({error.strerror}): run `dure-server init` first") from error

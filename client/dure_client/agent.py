@@ -1,0 +1,243 @@
+"""The agent's loop: one message after the other goes to the firm's app, and its answer to the link.
+
+An answer is on disk, whole, before anything of it leaves. So a message that comes again, after a cut connection or a
+kill at any moment, gets the identical answer, and the app sees no message twice that it has answered. A message that
+nobody waits for any more is dropped. Nothing the app raises leaves but a code; its text stays in this firm's log.
+
+    state/answers/<message id>   the encoded reply
+    state/outbox/<sha256>        blobs of replies, until the link has confirmed the reply
+    state/inbox/<sha256>         blobs of messages; the newest few are kept
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from dure_client.link import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
+from dure_client.transfer import write_all
+from dure_protocols import messages
+from dure_protocols.errors import DureError, MisuseError, RefusalCode, RefusedError
+from dure_protocols.frames import CHUNK_BYTES, MAX_TTL_SECONDS, AnyArray, ArrayRef, Envelope, little_endian, raw_bytes
+from dure_protocols.ledger import RecordKind
+
+logger = logging.getLogger(__name__)
+
+KEPT_ANSWERS: Final = 2000
+KEPT_SECONDS: Final = MAX_TTL_SECONDS  # after that nobody asks again
+KEPT_DOWNLOADS: Final = 4  # beside those of the message at hand
+PRUNE_EVERY: Final = 100  # messages
+
+_KIND_OF_BODY: Final[Mapping[int, RecordKind]] = {
+    messages.Approval.kind: RecordKind.APPROVAL,
+    messages.KeyAdvertisement.kind: RecordKind.KEYS,
+    messages.KeyCiphertexts.kind: RecordKind.CIPHERTEXTS,
+    messages.Established.kind: RecordKind.ESTABLISHED,
+    messages.Join.kind: RecordKind.JOIN,
+    messages.MaskedUpdate.kind: RecordKind.MASKED_UPDATE,
+    messages.Release.kind: RecordKind.RELEASE,
+    messages.Finished.kind: RecordKind.FINISHED,
+    messages.Refusal.kind: RecordKind.REFUSAL,
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the firm's app answers: a body and arrays, or a code."""
+
+    body: bytes = b""
+    arrays: Mapping[str, AnyArray] = field(default_factory=dict)
+    error_code: RefusalCode | None = None
+
+
+App = Callable[[Envelope, Mapping[str, AnyArray]], Answer]
+"""The firm's app, behind its adapter: a message and its arrays (mapped files, read-only) -> an answer."""
+
+
+def ledger_kind(reply: Envelope) -> RecordKind:
+    """What a reply is, if it may leave at all (design, section 7).
+
+    (1) An error carries a code that is known. (2) A body is exactly one of the answers in `messages`. (3) Arrays travel
+    with a masked update only, and there is one: the masked vector. Raises MisuseError.
+    """
+    if reply.error_code is not None:  # (1)
+        RefusalCode(reply.error_code)
+        return RecordKind.REFUSAL
+    kind = _KIND_OF_BODY.get(messages.decode(reply.body).kind)  # (2)
+    if kind is None:
+        raise MisuseError(f"a reply to {reply.message_type} is no message that may leave the firm")
+    allowed = {messages.ARRAY_MASKED} if kind is RecordKind.MASKED_UPDATE else set()
+    if extra := {ref.name for ref in reply.arrays} - allowed:  # (3)
+        raise MisuseError(f"arrays {sorted(extra)} may not leave with a reply to {reply.message_type}")
+    return kind
+
+
+class Agent:
+    """Runs one firm's app over the link, until the link's client is closed."""
+
+    def __init__(
+        self,
+        state: Path,
+        node_id: int,
+        link: LinkClient,
+        app: App,
+        *,
+        kind_of: Callable[[Envelope], RecordKind] = ledger_kind,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`state` is the folder for answers and boxes, `node_id` this firm's number (`frames.node_id`).
+
+        `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds.
+        """
+        self._node_id = node_id
+        self._link = link
+        self._app = app
+        self._kind_of = kind_of
+        self._clock = clock
+        self._answers, self._outbox, self._inbox = (state / name for name in ("answers", "outbox", "inbox"))
+        for folder in (self._answers, self._outbox, self._inbox):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """Answer messages for ever. Raises NotAdmittedError when the consortium shuts this firm out."""
+        for number, message in enumerate(self._link.messages()):
+            if number % PRUNE_EVERY == 0:
+                self.prune()
+            try:
+                self.handle(message)
+            except NotAdmittedError:
+                raise
+            except LinkRefusedError as error:
+                logger.warning("the link does not want the answer to %r: %s", message, error)
+            except LinkError as error:
+                logger.warning("%r stays unanswered for now: %s", message, error)
+
+    def handle(self, message: Envelope) -> None:
+        """Answer one message: with the answer that is on disk, or a new one."""
+        if message.reply_to or message.dst_node != self._node_id:
+            logger.error("%r is not for this firm; dropped", message)
+            return
+        if message.expires_at <= self._clock():
+            logger.warning("%r has expired; dropped. If it is new, this machine's clock is wrong", message)
+            return
+        file = self._answers / message.message_id
+        reply = self._recall(file, message)
+        if reply is None:
+            reply = self._answer(message)
+            _write_durably(file, reply.encode())
+        self._send(reply, message.expires_at)
+
+    def prune(self) -> None:
+        """Delete what nobody will ask for again."""
+        now = self._clock()
+        for number, file in enumerate(_newest_first(self._answers)):
+            if number >= KEPT_ANSWERS or file.stat().st_mtime < now - KEPT_SECONDS:
+                file.unlink()
+        for file in _newest_first(self._outbox):
+            if file.stat().st_mtime < now - KEPT_SECONDS:
+                file.unlink()
+
+    def _recall(self, file: Path, message: Envelope) -> Envelope | None:
+        try:
+            reply = Envelope.decode(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except DureError:
+            # Not made anew: the app must not answer one message twice in two ways.
+            logger.exception("the stored answer to %r is damaged; the firm answers that it lost its state", message)
+            reply = message.reply(error_code=RefusalCode.STATE_LOST, created_at=self._clock())
+        return reply
+
+    def _answer(self, message: Envelope) -> Envelope:
+        try:
+            answer = self._app(message, self._fetch(message))
+            reply = message.reply(answer.body, self._spool(answer), answer.error_code, created_at=self._clock())
+            self._kind_of(reply)
+        except LinkError:  # not the app's doing; the message comes again
+            raise
+        except RefusedError as error:
+            logger.warning("refused %r: %s: %s", message, error.code, error)
+            code = error.code
+        except Exception:
+            logger.exception("the app failed on %r", message)
+            code = RefusalCode.INTERNAL
+        else:
+            return reply
+        return message.reply(error_code=code, created_at=self._clock())
+
+    def _fetch(self, message: Envelope) -> dict[str, AnyArray]:
+        arrays: dict[str, AnyArray] = {}
+        for ref in message.arrays:
+            if ref.inline is not None:
+                arrays[ref.name] = ref.view(ref.inline)
+                continue
+            file = self._inbox / ref.sha256
+            self._link.download(ref, file, self._seconds_left(message.expires_at))
+            os.utime(file)
+            arrays[ref.name] = np.memmap(file, dtype=little_endian(ref.dtype), mode="r", shape=ref.shape)
+        for file in _newest_first(self._inbox)[len(message.blobs) + KEPT_DOWNLOADS :]:
+            file.unlink()
+        return arrays
+
+    def _spool(self, answer: Answer) -> tuple[ArrayRef, ...]:
+        """Describe the answer's arrays; those that become blobs are written to the outbox, hashed on the way."""
+        return tuple(
+            ArrayRef.of(name, array, spool(array, self._outbox) if ArrayRef.needs_blob(array) else None)
+            for name, array in answer.arrays.items()
+        )
+
+    def _send(self, reply: Envelope, expires_at: float) -> None:
+        kind = self._kind_of(reply)
+        for ref in reply.blobs:
+            file = self._outbox / ref.sha256
+            if file.exists():  # gone once the link has confirmed the reply
+                self._link.upload(file, ref, reply, self._seconds_left(expires_at))
+        self._link.reply(reply, kind, self._seconds_left(expires_at))
+        for ref in reply.blobs:
+            (self._outbox / ref.sha256).unlink(missing_ok=True)
+
+    def _seconds_left(self, expires_at: float) -> float:
+        return max(1.0, expires_at - self._clock())
+
+
+def spool(array: AnyArray, folder: Path) -> str:
+    """Write an array's raw bytes durably to `folder` under their SHA-256, in one pass. Returns the digest."""
+    running, content = hashlib.sha256(), raw_bytes(array)
+    aside = folder / f"{os.getpid()}.new"
+    with aside.open("wb", buffering=0) as file:
+        for start in range(0, len(content), CHUNK_BYTES):
+            chunk = content[start : start + CHUNK_BYTES]
+            running.update(chunk)
+            write_all(file, chunk)
+        os.fsync(file.fileno())
+    aside.rename(folder / running.hexdigest())
+    _flush_folder(folder)
+    return running.hexdigest()
+
+
+def _write_durably(file: Path, content: bytes) -> None:
+    aside = file.with_suffix(".new")
+    with aside.open("wb", buffering=0) as opened:
+        write_all(opened, content)
+        os.fsync(opened.fileno())
+    aside.rename(file)
+    _flush_folder(file.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The folder's files by the time of their last change."""
+    return sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime, reverse=True)

@@ -1,0 +1,147 @@
+"""Where the firm's side meets Flower, and the only place: envelopes to `Message`s for a ClientApp, and back.
+
+A Flower message of Dure has one form: RecordDict{"dure": ConfigRecord{"body": bytes}} and, where there are arrays,
+{"arrays": ArrayRecord}. The ClientApp itself (its handlers, what a firm does in a round) is in `firm.py`.
+
+Only public names of flwr are used. `Message(metadata=…)` is how flwr itself rebuilds a message that has arrived.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from dure_client.agent import Answer
+from dure_protocols.errors import MisuseError, RefusalCode
+from dure_protocols.frames import AnyArray, Envelope, raw_bytes
+
+# Before flwr is imported: an agent tells nobody but its consortium that it exists.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
+
+BODY_RECORD: Final = "dure"
+BODY_KEY: Final = "body"
+ARRAY_RECORD: Final = "arrays"
+
+
+class HeldArray(Array):
+    """A Flower Array around an ndarray (a mapped file, or memory), serialised only if a runtime asks for bytes.
+
+    `sha256`: of the raw little-endian bytes, where the link has checked it; "" where nobody has.
+    """
+
+    def __init__(self, ndarray: AnyArray, sha256: str = "") -> None:
+        self.__dict__.update(ndarray=ndarray, sha256=sha256)
+        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), "numpy.ndarray", b"")
+
+    @property
+    def data(self) -> bytes:
+        """The bytes as Flower's own runtimes carry them."""
+        return Array(self.numpy()).data
+
+    @data.setter
+    def data(self, _value: bytes) -> None:
+        pass
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the raw bytes, or ""."""
+        return str(self.__dict__["sha256"])
+
+    def numpy(self) -> AnyArray:
+        """The array itself, not a copy."""
+        held: AnyArray = self.__dict__["ndarray"]
+        return held
+
+
+# Flower's own runtimes write a class's name into what they carry and read it back by that name.
+HeldArray.__qualname__ = Array.__qualname__
+
+
+def content(
+    body: bytes, arrays: Mapping[str, AnyArray] | None = None, digests: Mapping[str, str] | None = None
+) -> RecordDict:
+    """A message's content in Dure's one form. `digests`: SHA-256 of arrays' raw bytes, where they are known."""
+    records = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body})})
+    if arrays:
+        record = ArrayRecord()
+        for name, array in arrays.items():  # filled key by key: ArrayRecord(dict) would copy every array
+            record[name] = HeldArray(array, (digests or {}).get(name, ""))
+        records[ARRAY_RECORD] = record
+    return records
+
+
+def body_of(message: Message) -> bytes:
+    """The body of a message. Raises MisuseError if the message is not of Dure's form."""
+    if not message.has_content() or set(message.content) - {BODY_RECORD, ARRAY_RECORD}:
+        raise MisuseError("a message of Dure has the records 'dure' and 'arrays' and no others")
+    record = message.content.get(BODY_RECORD)
+    if not isinstance(record, ConfigRecord) or set(record) != {BODY_KEY} or not isinstance(record[BODY_KEY], bytes):
+        raise MisuseError("a message of Dure has its body, as bytes, in the record 'dure' and nothing else there")
+    return bytes(record[BODY_KEY])
+
+
+def arrays_of(message: Message) -> dict[str, AnyArray]:
+    """The arrays of a message, by name; mapped files stay mapped. Raises MisuseError if it is not of Dure's form."""
+    record = message.content.get(ARRAY_RECORD, ArrayRecord())
+    if not isinstance(record, ArrayRecord):
+        raise MisuseError("the record 'arrays' of a message of Dure holds arrays")
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def digests_of(message: Message) -> dict[str, bytes]:
+    """SHA-256 of each array's raw little-endian bytes: as the link has checked it, else computed. 32 bytes each."""
+    return {name: _digest(array) for name, array in message.content.get(ARRAY_RECORD, ArrayRecord()).items()}
+
+
+class FlowerApp:
+    """Runs a Flower ClientApp for the agent: `agent.App` on the one side, `Message` and `Context` on the other."""
+
+    def __init__(self, app: ClientApp, run_config: Mapping[str, bool | float | int | str] | None = None) -> None:
+        self._app = app
+        self._run_config = dict(run_config or {})
+        self._contexts: dict[int, Context] = {}
+
+    def __call__(self, message: Envelope, arrays: Mapping[str, AnyArray]) -> Answer:
+        """Give the app a message and return its answer. What the app raises comes through."""
+        context = self._contexts.setdefault(
+            message.run_id, Context(message.run_id, message.dst_node, {}, RecordDict(), dict(self._run_config))
+        )
+        reply = self._app(message=to_message(message, arrays), context=context)
+        if reply.has_error():
+            return Answer(error_code=_known_code(reply.error.reason))
+        return Answer(body_of(reply), arrays_of(reply))
+
+
+def to_message(envelope: Envelope, arrays: Mapping[str, AnyArray]) -> Message:
+    """The Flower message that an envelope and its arrays stand for."""
+    metadata = Metadata(
+        run_id=envelope.run_id,
+        message_id=envelope.message_id,
+        src_node_id=envelope.src_node,
+        dst_node_id=envelope.dst_node,
+        reply_to_message_id=envelope.reply_to,
+        group_id=envelope.group,
+        created_at=envelope.created_at,
+        ttl=envelope.ttl,
+        message_type=envelope.message_type,
+    )
+    records = content(envelope.body, arrays, {ref.name: ref.sha256 for ref in envelope.arrays})
+    return Message(metadata=metadata, content=records)  # type: ignore[call-overload, no-any-return]
+
+
+def _known_code(reason: str | None) -> RefusalCode:
+    """An error's reason may leave only if it is one of the codes."""
+    try:
+        return RefusalCode(reason or "")
+    except ValueError:
+        return RefusalCode.INTERNAL
+
+
+def _digest(array: Array) -> bytes:
+    if isinstance(array, HeldArray) and array.sha256:
+        return bytes.fromhex(array.sha256)
+    return hashlib.sha256(raw_bytes(array.numpy())).digest()
