@@ -1,0 +1,118 @@
+"""What this firm decided on a job, and which jobs it knows: files in jobs/<job>/ of its home.
+
+A decision is for one job file, byte for byte: it names the digest, and says nothing about a job file of another digest
+that goes by the same name.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dure_client.home import AgentHome, write_file
+from dure_protocols.errors import DureError
+from dure_protocols.job import JobFile, JobFileError
+
+APPROVAL_FILE = "approval.json"
+JOB_FILE = "job.json"
+
+
+class ApprovalError(DureError):
+    """A job is not known here, or a stored decision or job file is damaged."""
+
+
+class Verdict(StrEnum):
+    """What the firm said."""
+
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
+class Decision(BaseModel):
+    """One firm's word on one job file. `digest` is the job file's SHA-256 (hex); `time` UTC, ISO 8601."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    verdict: Verdict
+    time: str
+
+
+def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime) -> Decision:
+    """Store the firm's word on a job. Called by `dure-agent approve` and `reject`; a later word replaces it."""
+    decision = Decision(
+        job=job.id,
+        digest=job.digest().hex(),
+        verdict=verdict,
+        time=now.astimezone(UTC).isoformat(timespec="seconds"),
+    )
+    folder = home.job_folder(job.id)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(folder / APPROVAL_FILE, decision.model_dump_json(indent=2).encode() + b"\n")
+    return decision
+
+
+def decision_on(home: AgentHome, job: JobFile) -> Decision | None:
+    """The firm's word on exactly this job file, or None. Raises ApprovalError if the stored one is damaged."""
+    file = home.job_folder(job.id) / APPROVAL_FILE
+    try:
+        decision = Decision.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ApprovalError(f"{file} is damaged; decide again with `dure-agent approve {job.id}`") from error
+    return decision if decision.digest == job.digest().hex() else None
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """A job that the operator proposed to this firm, and where it stands here."""
+
+    job: JobFile
+    decision: Decision | None
+    next_round: int | None
+    is_finished: bool
+
+    @property
+    def state(self) -> str:
+        """In one word: proposed, approved, rejected, running or finished."""
+        if self.is_finished:
+            return "finished"
+        if self.decision is None:
+            return "proposed"
+        is_running = self.next_round is not None and self.decision.verdict is Verdict.APPROVED
+        return "running" if is_running else self.decision.verdict.value
+
+
+def known_job(home: AgentHome, name: str) -> KnownJob:
+    """One job by its id. Raises ApprovalError with the jobs there are if it is unknown, or its file damaged."""
+    # Only names that are there are taken, so no text of a command line becomes a path.
+    if name not in home.job_names() or not (home.job_folder(name) / JOB_FILE).exists():
+        known = ", ".join(job.job.id for job in known_jobs(home)) or "none"
+        raise ApprovalError(
+            f"no job {name!r} has been proposed to this firm (known: {known}); "
+            "the agent learns of jobs while `dure-agent run` is connected"
+        )
+    folder = home.job_folder(name)
+    try:
+        job = JobFile.from_bytes((folder / JOB_FILE).read_bytes())
+    except JobFileError as error:
+        raise ApprovalError(f"the stored job file of {name!r} is damaged: {error}; ask the operator for it") from error
+    return KnownJob(job, decision_on(home, job), _next_round(folder), (folder / "final.f32").exists())
+
+
+def known_jobs(home: AgentHome) -> list[KnownJob]:
+    """All jobs proposed to this firm, by id."""
+    return [known_job(home, name) for name in home.job_names() if (home.job_folder(name) / JOB_FILE).exists()]
+
+
+def _next_round(folder: Path) -> int | None:
+    try:
+        progress = json.loads((folder / "progress.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return progress["round"] if isinstance(progress, dict) and isinstance(progress.get("round"), int) else None

@@ -1,0 +1,265 @@
+"""policy.toml: what this firm consents to, and whether a job file is within it. The checks are pure.
+
+PolicyError                               policy.toml is missing, not valid, or cannot be changed as asked
+dure_protocols.errors.RefusedError        a job is outside the policy; its code may leave, its text may not
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from dure_client.approvals import Decision, Verdict
+from dure_protocols.errors import DureError, RefusalCode, RefusedError
+from dure_protocols.identity import check_firm_name, fingerprint, grouped, same_fingerprint
+from dure_protocols.job import JobFile
+
+DEFAULT_TEXT = """\
+# What this firm consents to. The agent reads this file when it starts and refuses whatever is outside of it.
+# `dure-agent policy show` prints what is in force.
+
+# Who says yes to a job: "ask" waits for `dure-agent approve JOB`; "allowed-models" takes part by itself in every job
+# that passes all the checks below.
+approve_jobs = "ask"
+
+# Fewest firms whose updates may be added up with ours. A sum of two shows each of the two what the other gave.
+minimum_cohort = 3
+
+# By how many firms a later sum must differ from an earlier one, if it differs at all: with 1, the difference of two
+# sums can show roughly what one firm gave; with 2 it cannot, but then a single firm's drop-out halts a job.
+minimum_difference = 1
+
+# Fewest rows of our own to train on: an update made from a handful of rows says much about them.
+minimum_rows = 100
+
+# Take any model that is installed here and whose digest is the job's. With false, only those listed at the end of this
+# file; `dure-agent policy allow MODEL` adds one.
+allow_any_installed_model = false
+
+# The firms we train with, each by the fingerprint of its identity key, compared over a way of your own (a contract, a
+# phone call). `dure-agent accept FIRM FINGERPRINT` adds one. A job with any other firm in it is refused.
+[firms]
+"""
+
+_FIRMS_HEADER = re.compile(r"^[ \t]*\[firms\][ \t]*(#.*)?$", re.MULTILINE)
+
+
+class PolicyError(DureError):
+    """policy.toml is missing, not valid, or cannot be changed as asked."""
+
+
+class ApproveJobs(StrEnum):
+    """Who says yes to a job."""
+
+    ASK = "ask"
+    ALLOWED_MODELS = "allowed-models"
+
+
+def _digest(value: str) -> str:
+    bare = re.sub(r"[\s:]", "", value).lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", bare):
+        raise ValueError("must be 64 hexadecimal digits; blanks and colons between them do not count")
+    return bare
+
+
+HexDigest = Annotated[str, AfterValidator(_digest)]
+FirmName = Annotated[str, AfterValidator(check_firm_name)]
+
+
+class AllowedModel(BaseModel):
+    """A model that may be trained here: its name and the digest of its code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    digest: HexDigest
+
+
+class Policy(BaseModel):
+    """policy.toml, checked. Each field is explained in `DEFAULT_TEXT`, which is the file a firm starts with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    approve_jobs: ApproveJobs = ApproveJobs.ASK
+    minimum_cohort: int = Field(default=3, ge=2)
+    minimum_difference: int = Field(default=1, ge=1)
+    minimum_rows: int = Field(default=100, ge=1)
+    allow_any_installed_model: bool = False
+    allowed_models: tuple[AllowedModel, ...] = ()
+    firms: dict[FirmName, HexDigest] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The policy of a file's text. Raises PolicyError naming every problem."""
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise PolicyError(f"policy.toml is not valid TOML: {error}; correct that line") from error
+        except ValidationError as error:
+            lines = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PolicyError(f"policy.toml is not a valid policy:{lines}") from error
+        except DureError as error:  # a firm's name
+            raise PolicyError(f"policy.toml, [firms]: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The policy in force: of the file, or the default, which is strict, where there is no file."""
+        return cls.parse(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of policy.toml, or the default. Raises PolicyError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return DEFAULT_TEXT
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path} cannot be read as text: {error}") from error
+
+
+def check_job(policy: Policy, job: JobFile, *, firm: str, public_key: bytes, installed: Mapping[str, str]) -> None:
+    """Whether this firm may take part in a job at all, approval aside. Pure.
+
+    `firm` and `public_key` are our own; `installed` maps the models that are installed here to their digests.
+    (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned.
+    (3) There are firms enough for the smallest sum that we want. (4) The model is installed here, is the one the job
+    means, and is one that we allow.
+    The caller MUST also: hold each round's cohort against `minimum_cohort` and `minimum_difference` (the secure
+    aggregation does), check the contract against the data (the trainer does), and ask `check_decision`.
+    Raises RefusedError.
+    """
+    keys = job.identities()
+    if keys.get(firm) != public_key:  # (1)
+        raise RefusedError(
+            RefusalCode.ROSTER,
+            f"job {job.id!r} does not name {firm!r} with this agent's own key; ask the operator to draft it again",
+        )
+    for name, key in keys.items():  # (2)
+        if name != firm:
+            _check_pin(policy, name, fingerprint(key))
+    if len(keys) < policy.minimum_cohort:  # (3)
+        raise RefusedError(
+            RefusalCode.COHORT_TOO_SMALL,
+            f"job {job.id!r} has {len(keys)} firms, policy.toml asks for sums of at least {policy.minimum_cohort}",
+        )
+    _check_model(policy, job, installed)  # (4)
+
+
+def _check_pin(policy: Policy, name: str, came: str) -> None:
+    pinned = policy.firms.get(name)
+    if pinned is None:
+        raise RefusedError(
+            RefusalCode.ROSTER,
+            f"the firm {name!r} is not accepted here: compare its fingerprint {grouped(came)} with {name} over a way "
+            f'of your own, then run `dure-agent accept {name} "{grouped(came)}"`',
+        )
+    if pinned != came:
+        raise RefusedError(
+            RefusalCode.ROSTER,
+            f"the job gives {name!r} the key {grouped(came)}, but {grouped(pinned)} was accepted for it: it has a new "
+            f"key, or somebody poses as {name}. Ask {name} by phone before you accept another key",
+        )
+
+
+def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> None:
+    name, digest = job.model.name, job.model.digest
+    if name not in installed:
+        raise RefusedError(
+            RefusalCode.UNKNOWN_MODEL,
+            f"the model {name!r} is not installed here; install the package that offers it, or reject the job",
+        )
+    if installed[name] != digest:
+        raise RefusedError(
+            RefusalCode.MODEL_DIGEST,
+            f"the job means {name!r} with digest {digest[:16]}…, here {installed[name][:16]}… is installed; "
+            "install the version that the consortium agreed on",
+        )
+    is_listed = any(model.name == name and model.digest == digest for model in policy.allowed_models)
+    if not (is_listed or policy.allow_any_installed_model):
+        raise RefusedError(
+            RefusalCode.UNKNOWN_MODEL,
+            f"the model {name!r} with digest {digest[:16]}… is not on the allow-list in policy.toml; "
+            f"review its code, then run `dure-agent policy allow {name}`",
+        )
+
+
+def check_decision(policy: Policy, job: JobFile, decision: Decision | None) -> None:
+    """Whether the firm said yes to exactly this job file. Called after `check_job`. Raises RefusedError."""
+    if decision is not None and decision.digest == job.digest().hex():
+        if decision.verdict is Verdict.APPROVED:
+            return
+        raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
+    if policy.approve_jobs is not ApproveJobs.ALLOWED_MODELS:
+        raise RefusedError(
+            RefusalCode.NOT_APPROVED,
+            f"job {job.id!r} waits for this firm: run `dure-agent review {job.id}`, then `dure-agent approve {job.id}`",
+        )
+
+
+def check_rows(policy: Policy, count: int) -> None:
+    """Whether there are rows enough to train on. Raises RefusedError."""
+    if count < policy.minimum_rows:
+        raise RefusedError(
+            RefusalCode.DATA,
+            f"{count} training rows are fewer than the {policy.minimum_rows} that policy.toml asks for",
+        )
+
+
+def pin_firm(text: str, firm: str, came: str, *, replace: bool = False) -> str:
+    """policy.toml's text with a firm pinned to a fingerprint; comments and order stay. Pure.
+
+    Raises PolicyError if the fingerprint is none, or another is pinned and `replace` is false.
+    """
+    policy = Policy.parse(text)
+    check_firm_name(firm)
+    if not same_fingerprint(came, came):
+        raise PolicyError(f"{came!r} is no fingerprint: 64 hexadecimal digits were expected, in any grouping")
+    wanted = _digest(came)
+    pinned = policy.firms.get(firm)
+    if pinned == wanted:
+        return text
+    if pinned is not None and not replace:
+        raise PolicyError(
+            f"{firm!r} is already accepted with {grouped(pinned)}. If {firm} itself confirmed that it has a new key, "
+            "repeat the command with --replace"
+        )
+    line = f'{firm} = "{wanted}"'
+    changed = _without_pin(text, firm) if pinned is not None else text
+    header = _FIRMS_HEADER.search(changed)
+    if header is None:
+        changed = f"{changed.rstrip()}\n\n[firms]\n{line}\n"
+    else:
+        changed = f"{changed[: header.end()]}\n{line}{changed[header.end() :]}"
+    return _checked(changed, policy.model_copy(update={"firms": {**policy.firms, firm: wanted}}))
+
+
+def allow_model(text: str, name: str, digest: str) -> str:
+    """policy.toml's text with a model on the allow-list. Pure. Raises PolicyError."""
+    policy = Policy.parse(text)
+    try:
+        model = AllowedModel(name=name, digest=digest)
+    except ValidationError as error:
+        raise PolicyError(f"{name!r} with digest {digest!r} is no model that could be allowed") from error
+    if model in policy.allowed_models:
+        return text
+    changed = f'{text.rstrip()}\n\n[[allowed_models]]\nname = "{model.name}"\ndigest = "{model.digest}"\n'
+    return _checked(changed, policy.model_copy(update={"allowed_models": (*policy.allowed_models, model)}))
+
+
+def _without_pin(text: str, firm: str) -> str:
+    return re.sub(rf"""^[ \t]*["']?{re.escape(firm)}["']?[ \t]*=.*\n?""", "", text, flags=re.MULTILINE)
+
+
+def _checked(text: str, expected: Policy) -> str:
+    """`text` if it says what it should: it was changed as text, so that the firm's comments stay."""
+    try:
+        is_right = Policy.parse(text) == expected
+    except PolicyError:
+        is_right = False
+    if not is_right:
+        raise PolicyError("policy.toml is laid out in a way that this command cannot change; edit it by hand")
+    return text
