@@ -65,7 +65,7 @@ def test_a_firm_that_was_away_for_rounds_catches_up_with_the_sums_it_missed(tmp_
     assert consortium.firms["firm-c"].side.state.hash == consortium.coordinator.state.hash
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """The coordinator's process ends here."""
 
 
@@ -78,12 +78,12 @@ def test_a_coordinator_killed_at_any_answer_goes_on_and_counts_nothing_twice(tmp
         deliver(ask_id)
         delivered.append(ask_id)
         if len(delivered) == moment:
-            raise Killed
+            raise KilledError
 
     consortium.link._deliver = deliver_and_die
     try:
         consortium.run()
-    except Killed:
+    except KilledError:
         consortium.run()
     assert close(consortium.coordinator.state.model, 2 * mean_update([1, 2, 3]), 2)
     assert all(len(members) == 3 for members in consortium.members_by_round().values())

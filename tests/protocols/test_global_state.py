@@ -1,0 +1,107 @@
+"""The global state: every firm that applies the same sums holds the same model, bit for bit, and the same hash."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dure_protocols.errors import MessageError, RefusedError
+from dure_protocols.global_state import GlobalState, first_round, last_round, layout_of, model_digest, server_step
+from dure_protocols.job import JobFile, ServerStepTerms
+from dure_protocols.secagg.codec import add_exact, add_update
+from tests.protocols.test_job import VALUES
+
+INITIAL = np.linspace(-1, 1, 10, dtype=np.float32)
+
+
+def a_job(statistics=0, **changes):
+    model = VALUES["model"] | {"initial_digest": model_digest(INITIAL).hex(), "statistics": statistics}
+    return JobFile.model_validate(VALUES | {"model": model} | changes)
+
+
+def published(job, round_, value=0.05, *, members=3, loss=1.0):
+    """A sum of `members` equal contributions."""
+    layout = layout_of(job, round_)
+    words = np.zeros(layout.words, np.uint64)
+    exact = np.full(layout.exact, loss) if round_ else np.arange(layout.exact, dtype=np.float64)
+    if round_:
+        exact[1::2] = 1.0
+    for _ in range(members):
+        if layout.parameters:
+            update = np.full(layout.parameters, value, np.float32)
+            add_update(words, layout, update, 1.0, job.codec.clip, np.random.default_rng(0))
+        add_exact(words, layout, job.codec.count_cap, exact)
+    return words
+
+
+def test_rounds_of_a_job():
+    assert (first_round(a_job()), last_round(a_job())) == (1, 6)
+    assert (first_round(a_job(statistics=2)), last_round(a_job(selection_metric=None))) == (0, 5)
+
+
+def test_another_first_model_is_refused():
+    with pytest.raises(RefusedError, match="job file names"):
+        GlobalState(a_job(), INITIAL + 1)
+
+
+@given(rates=st.floats(0.1, 2), values=st.lists(st.floats(-0.1, 0.1), min_size=1, max_size=4))
+def test_two_sides_with_the_same_sums_agree_bit_for_bit(rates, values):
+    job = a_job(server_step={"learning_rate": rates})
+    one, other = GlobalState(job, INITIAL), GlobalState(job, INITIAL.copy())
+    for number, value in enumerate(values, 1):
+        words = published(job, number, value)
+        for side in (one, other):
+            side.advance(words, 3)
+    assert np.array_equal(one.model, other.model)
+    assert one.hash == other.hash
+
+
+def test_the_hash_changes_with_model_round_and_normalisation():
+    job = a_job(statistics=2)
+    state = GlobalState(job, INITIAL)
+    hashes = [state.hash]
+    for round_, value in ((0, 0.0), (1, 0.0), (2, 0.05)):
+        state.advance(published(job, round_, value), 3)
+        hashes.append(state.hash)
+    assert len(set(hashes)) == 4
+
+
+def test_statistics_fix_the_normalisation_once():
+    job = a_job(statistics=2)
+    state = GlobalState(job, INITIAL)
+    state.advance(published(job, 0), 3)
+    assert state.normalisation.tolist() == [0.0, 3.0, 6.0]
+    assert state.round == 1
+
+
+def test_the_best_model_is_the_one_before_the_round_that_measured_it():
+    job = a_job()
+    state = GlobalState(job, INITIAL)
+    models = [state.model]
+    for round_, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        outcome = state.advance(published(job, round_, loss=loss), 3)
+        assert outcome.metrics == {"validation_loss": pytest.approx(loss)}
+        models.append(state.model)
+    assert np.array_equal(state.final, models[1])
+    assert state.best.round == 2
+
+
+def test_the_closing_round_leaves_the_model_and_may_choose_it():
+    job = a_job(rounds=1)
+    state = GlobalState(job, INITIAL)
+    state.advance(published(job, 1, loss=2.0), 3)
+    trained = state.model
+    state.advance(published(job, 2, loss=1.0), 3)
+    assert np.array_equal(state.model, trained)
+    assert np.array_equal(state.final, trained)
+
+
+def test_a_sum_of_another_round_s_size_is_refused():
+    job = a_job(statistics=2)
+    with pytest.raises(MessageError, match="words"):
+        GlobalState(job, INITIAL).advance(published(job, 1), 3)
+
+
+def test_fedavg_with_rate_one_is_the_mean_of_the_firms_models():
+    mean = np.array([0.5, -0.25], np.float32)
+    assert server_step(ServerStepTerms(), np.ones(2, np.float32), mean).tolist() == [1.5, 0.75]
