@@ -1,0 +1,183 @@
+"""`dure-agent jobs`, `review`, `approve`, `reject`, `accept`: what this firm takes part in, and with whom."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dure_client.approvals import KnownJob, Verdict, decide, known_job, known_jobs
+from dure_client.commands.join import HomeOption
+from dure_client.home import AgentHome, write_file
+from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
+from dure_client.results import JobResult, ResultError
+from dure_models import registry
+from dure_models.digest import model_digest
+from dure_models.errors import UnknownModelError
+from dure_protocols.errors import RefusedError
+from dure_protocols.identity import fingerprint, grouped, same_fingerprint
+from dure_protocols.job import JobFile
+
+JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
+_COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red"}
+
+
+def installed_models() -> dict[str, str]:
+    """Name to digest of every model that is installed here whole. Imports none of them."""
+    found = {}
+    for name in registry.names():
+        try:
+            found[name] = model_digest(name)
+        except UnknownModelError:  # announced twice, or not as a folder: as good as not there
+            continue
+    return found
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def jobs(home: HomeOption) -> None:
+    """List the jobs that the operator proposed, and where each stands here."""
+    agent_home, out = AgentHome(home), _out()
+    found = known_jobs(agent_home)
+    if not found:
+        out.print("No job has been proposed to this firm yet. It learns of jobs while `dure-agent run` is connected.")
+        return
+    table = Table("Job", "Title", "Model", "Firms", "State", box=None, header_style="dim")
+    for known in found:
+        job, state = known.job, known.state
+        progress = f" (round {known.next_round} of {job.rounds})" if state == "running" else ""
+        coloured = f"[{_COLOURS.get(state, 'yellow')}]{state}[/]{progress}"
+        table.add_row(job.id, escape(job.title), escape(job.model.name), str(len(job.firms)), coloured)
+    out.print(table)
+    for known in found:
+        _print_result(agent_home, known, out)
+
+
+def review(job: JobArgument, home: HomeOption) -> None:
+    """Show what a job asks of this firm, and whether the policy would admit it."""
+    agent_home = AgentHome(home)
+    _print_review(agent_home, known_job(agent_home, job), _out())
+
+
+def approve(
+    job: JobArgument,
+    home: HomeOption,
+    digest: Annotated[
+        str, typer.Option("--digest", help="The job file's digest, as reviewed; without it you are asked.")
+    ] = "",
+) -> None:
+    """Say yes to a job file, exactly as it is now. Refused if the policy does not admit it."""
+    agent_home, out = AgentHome(home), _out()
+    known = known_job(agent_home, job)
+    own = known.job.digest().hex()
+    if digest and not same_fingerprint(digest, own):
+        raise PolicyError(
+            f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
+            f"Run `dure-agent review {job}` again"
+        )
+    _check(agent_home, known)
+    if not digest:
+        _print_review(agent_home, known, out)
+        typer.confirm("Take part in this job?", abort=True)
+    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC))
+    out.print(f"[green]✓[/] {job} is approved. A running agent takes it up by itself; otherwise `dure-agent run`.")
+
+
+def reject(job: JobArgument, home: HomeOption) -> None:
+    """Say no to a job. `approve` takes that back."""
+    agent_home = AgentHome(home)
+    decide(agent_home, known_job(agent_home, job).job, Verdict.REJECTED, datetime.now(UTC))
+    _out().print(f"{job} is rejected; the operator sees that this firm will not take part.")
+
+
+def accept(
+    firm: Annotated[str, typer.Argument(help="The other firm's name in the consortium.")],
+    fingerprint: Annotated[str, typer.Argument(help="Its identity fingerprint, as its own people told you.")],
+    home: HomeOption,
+    replace: Annotated[bool, typer.Option("--replace", help="The firm confirmed that it has a new key.")] = False,
+) -> None:
+    """Accept another firm by the fingerprint of its identity key, compared over a way of your own."""
+    file = AgentHome(home).policy_file
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_file(file, pin_firm(read_text(file), firm, fingerprint, replace=replace).encode())
+    _out().print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
+
+
+def _check(home: AgentHome, known: KnownJob) -> None:
+    identity = home.identity()
+    check_job(
+        Policy.read(home.policy_file),
+        known.job,
+        firm=home.config().firm,
+        public_key=identity.public_bytes,
+        installed=installed_models(),
+    )
+
+
+def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
+    job = known.job
+    rows = Table.grid(padding=(0, 2))
+    simulated = " [yellow](simulated data)[/]" if job.simulated else ""
+    contract = job.contract.get("name", "?")
+    for name, value in (
+        ("Job", f"[bold]{job.id}[/] · {escape(job.title)}{simulated}"),
+        ("Consortium", escape(job.consortium)),
+        ("Digest", grouped(job.digest().hex())),
+        ("State", known.state),
+        ("Model", f"{escape(job.model.name)}, {job.model.parameters:,} parameters, options {job.model.options}"),
+        ("Model digest", grouped(job.model.digest)),
+        ("Contract", escape(str(contract))),
+        ("Rounds", f"{job.rounds}, sums of at least {job.minimum_cohort} firms"),
+        ("Travels", f"{job.codec.bits} bits a parameter before headroom, masked; rounds report {_round_metrics(job)}"),
+    ):
+        rows.add_row(f"[dim]{name}[/]", value)
+    out.print(rows)
+    firms = Table("Firm", "Fingerprint", "Accepted here", box=None, header_style="dim")
+    policy, own = Policy.read(home.policy_file), home.config().firm
+    for firm, key in job.identities().items():
+        pinned = policy.firms.get(firm)
+        is_known = pinned is not None and pinned == fingerprint(key)
+        mark = "this firm" if firm == own else "[green]yes[/]" if is_known else "[red]no[/]"
+        firms.add_row(firm, grouped(fingerprint(key)), mark)
+    out.print(firms)
+    out.print(_PRIVACY, style="dim")
+    try:
+        _check(home, known)
+    except RefusedError as error:
+        out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
+    else:
+        out.print(f"[green]The policy admits it.[/] To take part: dure-agent approve {job.id}")
+
+
+_PRIVACY = (
+    "The server learns the sum of all firms' updates, counts and metrics, and no single one of them. The sum itself is "
+    "public to all members and may reveal something about rows that only one firm has; this job adds no differential "
+    "privacy. Members of the roster can poison the model."
+)
+
+
+def _round_metrics(job: JobFile) -> str:
+    return ", ".join(job.model.round_metrics) or "no metrics"
+
+
+def _print_result(home: AgentHome, known: KnownJob, out: Console) -> None:
+    try:
+        result = JobResult.read(home.job_folder(known.job.id) / "result.json")
+    except ResultError:
+        return
+    names = sorted(set(result.alone.test) | set(result.federated.test))
+    table = Table(
+        "On this firm's own test rows", "alone", "federated", box=None, header_style="dim", title=known.job.id
+    )
+    for name in names:
+        table.add_row(name, _number(result.alone.test.get(name)), _number(result.federated.test.get(name)))
+    out.print(table)
+    out.print(f"Kept, as chosen on validation rows by {result.primary_metric}: the {result.keeps} model.")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
