@@ -8,12 +8,14 @@ Only public names of flwr are used. `Message(metadata=…)` is how flwr itself r
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from dure_client.agent import Answer
+from dure_client.job_side import Given, Reaction
 from dure_protocols.errors import MisuseError, RefusalCode
-from dure_protocols.frames import AnyArray, Envelope, raw_bytes
+from dure_protocols.frames import DURE_MESSAGE_TYPE, AnyArray, Envelope, raw_bytes
+from dure_protocols.messages import encode
 
 # Before flwr is imported: an agent tells nobody but its consortium that it exists.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -86,15 +88,12 @@ def body_of(message: Message) -> bytes:
 
 def arrays_of(message: Message) -> dict[str, AnyArray]:
     """The arrays of a message, by name; mapped files stay mapped. Raises MisuseError if it is not of Dure's form."""
-    record = message.content.get(ARRAY_RECORD, ArrayRecord())
-    if not isinstance(record, ArrayRecord):
-        raise MisuseError("the record 'arrays' of a message of Dure holds arrays")
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: array.numpy() for name, array in _array_record(message).items()}
 
 
 def digests_of(message: Message) -> dict[str, bytes]:
     """SHA-256 of each array's raw little-endian bytes: as the link has checked it, else computed. 32 bytes each."""
-    return {name: _digest(array) for name, array in message.content.get(ARRAY_RECORD, ArrayRecord()).items()}
+    return {name: _digest(array) for name, array in _array_record(message).items()}
 
 
 class FlowerApp:
@@ -141,7 +140,31 @@ def _known_code(reason: str | None) -> RefusalCode:
         return RefusalCode.INTERNAL
 
 
+def _array_record(message: Message) -> ArrayRecord:
+    record = message.content.get(ARRAY_RECORD, ArrayRecord())
+    if not isinstance(record, ArrayRecord):
+        raise MisuseError("the record 'arrays' of a message of Dure holds arrays")
+    return record
+
+
 def _digest(array: Array) -> bytes:
     if isinstance(array, HeldArray) and array.sha256:
         return bytes.fromhex(array.sha256)
     return hashlib.sha256(raw_bytes(array.numpy())).digest()
+
+
+def client_app(answer: Callable[[bytes, Given], Reaction]) -> ClientApp:
+    """The firm's side as a Flower ClientApp: one kind of message, answered by `Firm.answer`.
+
+    The same on the link, in Flower's simulation and on a stock SuperNode. It runs what this firm has installed; a
+    message brings bytes and arrays, never code.
+    """
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:  # noqa: ARG001  # the face is flwr's
+        given = Given(arrays_of(message), digests_of(message))
+        reaction = answer(body_of(message), given)
+        return Message(content(encode(reaction.message), reaction.arrays), reply_to=message)
+
+    app.query(DURE_MESSAGE_TYPE.removeprefix("query."))(handle)
+    return app

@@ -5,7 +5,7 @@ ArrayRecord}; anything else is refused with MisuseError. Arrays that arrive stay
 model however many firms there are. A message's id follows from its run, group, type and node: pushing it again after a
 restart changes nothing and finds the recorded reply.
 
-Public names of flwr only, but for `TaskIdentity`: `Message(content, node, type)` reads it, so there is one run a process.
+Public names of flwr only, but for `TaskIdentity`: `Message(content, node, type)` reads it, so a process has one run.
 """
 
 import os
@@ -121,7 +121,7 @@ class GrpcGrid(Grid):
         self._firm_of: dict[int, str] = {}
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, run_id, COORDINATOR_NODE_ID
 
-    def set_run(self, run: object) -> None:
+    def set_run(self, run: object) -> None:  # noqa: ARG002  # the face is flwr's
         """Not offered: the run is given to the constructor."""
         raise MisuseError("a GrpcGrid's run is given when it is built")
 
@@ -160,7 +160,8 @@ class GrpcGrid(Grid):
 
         Raises MisuseError if a message is not of Dure's form, GridError if the link refuses.
         """
-        shared: dict[int, str] = {}  # an array that is in many messages is written and hashed once
+        # An array that is in many messages is written and hashed once. It is held here so that its id stays its own.
+        shared: dict[int, tuple[Array, str]] = {}
         parcels, ids = [], []
         for message in messages:
             envelope = self._envelope(message, shared)
@@ -220,11 +221,9 @@ class GrpcGrid(Grid):
         try:
             return self._firm_of[node]
         except KeyError:
-            raise MisuseError(
-                f"node {node} is no firm that is connected; call node_of(firm) for one that is not"
-            ) from None
+            raise MisuseError(f"node {node} is no connected firm; call node_of(firm) for one that is not") from None
 
-    def _envelope(self, message: Message, shared: dict[int, str]) -> Envelope:
+    def _envelope(self, message: Message, shared: dict[int, tuple[Array, str]]) -> Envelope:
         metadata = message.metadata
         return Envelope.request(
             run_id=self._run_id,
@@ -237,15 +236,15 @@ class GrpcGrid(Grid):
             ttl=metadata.ttl,
         )
 
-    def _reference(self, name: str, array: Array, shared: dict[int, str]) -> ArrayRef:
+    def _reference(self, name: str, array: Array, shared: dict[int, tuple[Array, str]]) -> ArrayRef:
         ndarray = array.numpy()
         if not ArrayRef.needs_blob(ndarray):
             return ArrayRef.of(name, ndarray)
         if isinstance(array, HeldArray) and array.sha256 and (self._released / array.sha256).exists():
             return ArrayRef.of(name, ndarray, array.sha256)
         if id(array) not in shared:
-            shared[id(array)] = store_array(ndarray, self._released)
-        return ArrayRef.of(name, ndarray, shared[id(array)])
+            shared[id(array)] = (array, store_array(ndarray, self._released))
+        return ArrayRef.of(name, ndarray, shared[id(array)][1])
 
     def _message(self, firm: str, reply: Envelope) -> Message:
         metadata = Metadata(

@@ -22,7 +22,6 @@ import numpy as np
 
 from dure_protocols.frames import (
     CHUNK_BYTES,
-    MAX_BLOB_BYTES,
     Announce,
     AnyArray,
     Fetch,
@@ -36,6 +35,7 @@ from dure_server.link.journal import Upload
 T = TypeVar("T")
 
 PART: Final = ".part"
+DEFAULT_MAX_UPLOAD_BYTES: Final = 2 << 30
 DEFAULT_QUOTA_BYTES: Final = 16 << 30
 MIN_FREE_BYTES: Final = 256 << 20  # what the store needs to go on
 
@@ -48,7 +48,7 @@ class BlobFolder:
         uploads: Path,
         released: Path,
         *,
-        max_blob_bytes: int = MAX_BLOB_BYTES,
+        max_blob_bytes: int = DEFAULT_MAX_UPLOAD_BYTES,
         quota_bytes: int = DEFAULT_QUOTA_BYTES,
     ) -> None:
         """`max_blob_bytes` limits one upload, `quota_bytes` all that one firm's folder may hold."""

@@ -19,8 +19,8 @@ from typing import Final
 import grpc
 
 from dure_protocols.errors import DureError
-from dure_protocols.frames import MAX_BLOB_BYTES, MAX_ENVELOPE_BYTES
-from dure_server.link.blobs import DEFAULT_QUOTA_BYTES, PART, BlobFolder
+from dure_protocols.frames import MAX_ENVELOPE_BYTES
+from dure_server.link.blobs import DEFAULT_MAX_UPLOAD_BYTES, DEFAULT_QUOTA_BYTES, PART, BlobFolder
 from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
@@ -75,7 +75,7 @@ class LinkSettings:
     server_certificate: bytes
     root_certificate: bytes
     store_url: str
-    max_blob_bytes: int = MAX_BLOB_BYTES
+    max_blob_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     quota_bytes: int = DEFAULT_QUOTA_BYTES
 
     def __repr__(self) -> str:
