@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,16 +29,18 @@ from dure_protocols.messages import (
     Finish,
     Finished,
     Invitation,
+    JobRequest,
     PublishedSum,
     Refusal,
     ReleaseRequest,
     Reply,
-    Request,
     Roster,
 )
 from dure_protocols.secagg.codec import Words, add_exact, add_update
 from dure_protocols.secagg.firm import FirmSession, Randomness
 from dure_protocols.secagg.terms import Terms
+
+T = TypeVar("T")
 
 
 class Trains(Protocol):
@@ -108,7 +110,7 @@ class JobSide:
             self._session.restore(snapshot)
         self._loaded: GlobalState | None = None
         self._lock = threading.Lock()
-        self._answers: dict[type[Request], Callable[..., Reaction]] = {
+        self._answers: dict[type[JobRequest], Callable[..., Reaction]] = {
             AskKeys: self._advertise,
             Roster: self._encapsulate,
             Establish: self._establish,
@@ -118,7 +120,7 @@ class JobSide:
             Finish: self._finish,
         }
 
-    def answer(self, request: Request, given: Given) -> Reaction:
+    def answer(self, request: JobRequest, given: Given) -> Reaction:
         """Answer one request. Raises RefusedError, TrainerError or another DureError; nothing must be sent then."""
         with self._lock:
             return self._answers[type(request)](request, given)
@@ -130,6 +132,16 @@ class JobSide:
             self._loaded = GlobalState(self._job, self._trainer.initial())
             self._folder.restore_state(self._loaded)
         return self._loaded
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the order of batches: the job's and the firm's own."""
+        return int.from_bytes(hashlib.sha256(f"{self._job.seed}/{self._firm}".encode()).digest()[:6], "big")
+
+    def conclude(self, work: Callable[[], T]) -> T:
+        """Run something that uses the job's trainer while no request does."""
+        with self._lock:
+            return work()
 
     def _advertise(self, request: AskKeys, _: Given) -> Reaction:
         reply = self._session.advertise(request.epoch)
@@ -204,9 +216,8 @@ class JobSide:
             self._check_rows(sums.count)
             return _Contribution(None, sums.count, np.append(sums.sums, float(sums.count)))
         if not is_training(self._job, round_):
-            return _Contribution(None, 1, self._metrics(self._trainer.assess(self.state.model, self._statistics())))
-        seed = int.from_bytes(hashlib.sha256(f"{self._job.seed}/{self._firm}".encode()).digest()[:6], "big")
-        trained = self._trainer.train(self.state.model, self._statistics(), round_number=round_, seed=seed)
+            return _Contribution(None, 1, self._metrics(self._trainer.assess(self.state.model, self.statistics)))
+        trained = self._trainer.train(self.state.model, self.statistics, round_number=round_, seed=self.training_seed)
         self._check_rows(trained.count)
         return _Contribution(trained.update, trained.count, self._metrics(trained.metrics))
 
@@ -218,7 +229,9 @@ class JobSide:
             add_update(vector, layout, contribution.update, count / codec.count_cap, codec.clip, rounding)
         add_exact(vector, layout, count, contribution.exact)
 
-    def _statistics(self) -> StatisticsSums | None:
+    @property
+    def statistics(self) -> StatisticsSums | None:
+        """The consortium's statistics, by which inputs are normalised; None where the model asks for none."""
         normalisation = self.state.normalisation
         return None if normalisation is None else StatisticsSums(normalisation[:-1], round(normalisation[-1]))
 

@@ -9,6 +9,7 @@
     Cohort                MaskedUpdate          the member set; the masked vector travels up beside the answer
     ReleaseRequest        Release               every member's upload receipt; the self-mask seed
     Finish                Finished              the last sum
+    Hello                 Present               on a runtime that does not know which node is which firm
     (any)                 Refusal               a code, never a reason
 
 What a firm answers is, together with the masked vector, all that it tells the coordinator (design, section 7).
@@ -272,15 +273,54 @@ class Refusal(Fields):
     next_round: U64 = 0
 
 
-Request = Proposal | AskKeys | Roster | Establish | Invitation | Cohort | ReleaseRequest | Finish
-Reply = Approval | KeyAdvertisement | KeyCiphertexts | Established | Join | MaskedUpdate | Release | Finished | Refusal
+@dataclass(frozen=True)
+class Hello(Fields):
+    """Which firm are you? Asked only on runtimes that do not know, which is why the answer is a claim."""
+
+    kind: ClassVar[int] = 18
+
+
+@dataclass(frozen=True)
+class Present(Fields):
+    """The firm that answers. Every later message of it is signed."""
+
+    kind: ClassVar[int] = 19
+    firm: Text
+
+
+JobRequest = AskKeys | Roster | Establish | Invitation | Cohort | ReleaseRequest | Finish
+"""Requests of an approved job; each names it by `job_digest`."""
+Request = Hello | Proposal | JobRequest
+Reply = (
+    Present
+    | Approval
+    | KeyAdvertisement
+    | KeyCiphertexts
+    | Established
+    | Join
+    | MaskedUpdate
+    | Release
+    | Finished
+    | Refusal
+)
 Message = Request | Reply
 
 _CLASSES: dict[int, type[Message]] = {
     cls.kind: cls
     for cls in (
-        *(Proposal, AskKeys, Roster, Establish, Invitation, Cohort, ReleaseRequest, Finish),
-        *(Approval, KeyAdvertisement, KeyCiphertexts, Established, Join, MaskedUpdate, Release, Finished, Refusal),
+        *(Hello, Proposal, AskKeys, Roster, Establish, Invitation, Cohort, ReleaseRequest, Finish),
+        *(
+            Present,
+            Approval,
+            KeyAdvertisement,
+            KeyCiphertexts,
+            Established,
+            Join,
+            MaskedUpdate,
+            Release,
+            Finished,
+            Refusal,
+        ),
     )
 }
 

@@ -30,6 +30,8 @@ SAMPLES = [
     m.Finish(bytes(32), ()),
     m.Finished("firm-a", bytes(32)),
     m.Refusal("firm-a", RefusalCode.ROSTER, 4),
+    m.Hello(),
+    m.Present("firm-a"),
 ]
 
 

@@ -6,6 +6,6 @@ from dure_client.home import AgentHome
 
 def run(home: HomeOption) -> None:
     """Run the agent until it is stopped (Ctrl-C). It connects outward only."""
-    from dure_client.firm import run_agent  # noqa: PLC0415  # loads flwr
+    from dure_client.running import run_agent  # noqa: PLC0415  # loads flwr
 
     run_agent(AgentHome(home))

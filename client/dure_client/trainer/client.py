@@ -105,7 +105,9 @@ class TrainerClient:
         written = self._ask(Method.STATISTICS, m.ArrayRequest(target=target), m.Written, self._deadlines.short)
         return StatisticsSums(self._take(target, FLOAT64, self._spec.num_statistics), written.count)
 
-    def train(self, model: NDArray[np.float32], statistics: StatisticsSums, *, round_number: int, seed: int) -> Trained:
+    def train(
+        self, model: NDArray[np.float32], statistics: StatisticsSums | None, *, round_number: int, seed: int
+    ) -> Trained:
         """Train one round from the global model (d,), inputs normalised by the consortium's statistics.
 
         Raises TrainerError; MisuseError for arrays of other shapes.

@@ -1,0 +1,211 @@
+"""What a firm does with the coordinator's requests: decode, decide, let the job answer, refuse with a code.
+
+    link ─► agent.Agent ─► flower.FlowerApp ─► Flower ClientApp ─► Firm.answer ─► job_side.JobSide ─► trainer process
+
+`Firm` knows neither link nor Flower: the same object answers in production, on a stock SuperNode and in tests. All it
+needs lies in the agent's home, so it can be rebuilt at any moment. `run_agent` is what `dure-agent run` calls.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from dure_client.approvals import decision_on, known_jobs
+from dure_client.home import AgentHome
+from dure_client.job_folder import JobFolder
+from dure_client.job_side import FirmLimits, Given, JobSide, Reaction
+from dure_client.policy import Policy, check_decision, check_job
+from dure_client.results import JobResult, ModelReport
+from dure_client.trainer.client import TrainerClient
+from dure_client.trainer.messages import TrainerError, TrainingSpec
+from dure_client.trainer.process import TrainerPlaces
+from dure_models import registry
+from dure_models.digest import model_digest
+from dure_models.errors import ModelsError
+from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
+from dure_protocols.job import JobFile, JobFileError
+from dure_protocols.messages import Approval, Finish, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
+from dure_protocols.secagg.firm import Randomness
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The operating system's clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class Firm:
+    """One firm's side of all its jobs. One thread calls `answer`; `close` ends the trainers."""
+
+    def __init__(
+        self,
+        home: AgentHome,
+        *,
+        randomness: Randomness = os.urandom,
+        num_threads: int = 1,
+    ) -> None:
+        """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use."""
+        self._home = home
+        self._name = home.config().firm
+        self._identity = home.identity()
+        self._randomness, self._num_threads = randomness, num_threads
+        self._jobs: dict[bytes, _OpenJob] = {}
+        self._aside = ThreadPoolExecutor(1, "results")
+
+    def answer(self, body: bytes, given: Given) -> Reaction:
+        """Answer one request's bytes. Never raises on what a peer may send: the answer is then a Refusal with a code.
+
+        The reason is logged here, at the firm, and nowhere else.
+        """
+        try:
+            return self._react(_request(body), given)
+        except RefusedError as error:
+            return self._refuse(error.code, error)
+        except TrainerError as error:
+            return self._refuse(error.refusal, error)
+        except (MessageError, JobFileError) as error:
+            return self._refuse(RefusalCode.MALFORMED, error)
+        except DureError as error:
+            return self._refuse(RefusalCode.INTERNAL, error)
+
+    def close(self) -> None:
+        """Wait for results that are being written, and end every trainer."""
+        self._aside.shutdown()
+        for job in self._jobs.values():
+            job.trainer.close()
+
+    def wait_for_results(self) -> None:
+        """Wait until every finished job's result is written. Called where the process ends after one message."""
+        for job in self._jobs.values():
+            if job.result is not None:
+                job.result.result()
+
+    def _react(self, request: Request, given: Given) -> Reaction:
+        if isinstance(request, Hello):
+            return Reaction(Present(self._name))
+        if isinstance(request, Proposal):
+            return Reaction(self._consider(request))
+        return self._answer_in_job(request, given)
+
+    def _consider(self, proposal: Proposal) -> Approval:
+        """Keep a proposed job for the firm's people to see; approve it if they or the policy have."""
+        job = JobFile.from_bytes(proposal.job)
+        folder = JobFolder(self._home.job_folder(job.id))
+        stored = folder.load_job()
+        if stored is not None and stored != job and decision_on(self._home, stored) is not None:
+            raise RefusedError(
+                RefusalCode.UNKNOWN_JOB,
+                f"a job {job.id!r} with another digest was decided on here before; the operator must choose a new id",
+            )
+        if stored != job:
+            folder.save_job(job)
+        self._check(job)
+        digest = job.digest()
+        logger.info("job %s is approved by this firm", job.id)
+        return Approval(self._name, digest, self._identity.sign("dure approval", digest, self._name.encode()))
+
+    def _check(self, job: JobFile) -> Policy:
+        """Everything that must hold before this firm computes anything for a job. Raises RefusedError."""
+        policy = Policy.read(self._home.policy_file)
+        public_key = self._identity.public_bytes
+        check_job(policy, job, firm=self._name, public_key=public_key, installed=installed_models(job.model.name))
+        check_decision(policy, job, decision_on(self._home, job))
+        return policy
+
+    def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
+        opened = self._open(request.job_digest)
+        self._check(opened.job)  # a firm that rejects a running job takes part no more, from the next request on
+        reaction = opened.side.answer(request, given)
+        if isinstance(request, Finish) and opened.result is None:
+            opened.result = self._aside.submit(self._write_result, opened)
+        return reaction
+
+    def _open(self, digest: bytes) -> "_OpenJob":
+        if digest not in self._jobs:
+            job = self._known(digest)
+            policy = self._check(job)
+            folder = JobFolder(self._home.job_folder(job.id))
+            trainer = self._trainer(job, folder)
+            limits = FirmLimits(policy.minimum_cohort, policy.minimum_difference, policy.minimum_rows)
+            side = JobSide(job, self._name, self._identity, folder, trainer, limits, self._randomness)
+            self._jobs[digest] = _OpenJob(job, side, folder, trainer)
+        return self._jobs[digest]
+
+    def _known(self, digest: bytes) -> JobFile:
+        for known in known_jobs(self._home):
+            if known.job.digest() == digest:
+                return known.job
+        raise RefusedError(
+            RefusalCode.UNKNOWN_JOB, f"no job with digest {digest.hex()[:16]}… was proposed to this firm"
+        )
+
+    def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
+        places = TrainerPlaces(
+            scratch=folder.path / "scratch", data=self._home.data_file, log=self._home.logs / "trainer.log"
+        )
+        return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads)
+
+    def _write_result(self, opened: "_OpenJob") -> None:
+        """Train the firm's own model for comparison and keep both reports, at the firm."""
+        try:
+            result = opened.side.conclude(lambda: compare(opened))
+            result.write(opened.folder.result_file)
+            logger.info("job %s: this firm keeps the %s model", opened.job.id, result.keeps.value)
+        except DureError:
+            logger.exception("the result of job %s could not be written", opened.job.id)
+        finally:
+            opened.trainer.close()
+
+    def _refuse(self, code: RefusalCode, error: DureError) -> Reaction:
+        logger.warning("refused (%s): %s", code.value, error)
+        return Reaction(Refusal(self._name, code))
+
+
+class _OpenJob:
+    """A job this process works on."""
+
+    def __init__(self, job: JobFile, side: JobSide, folder: JobFolder, trainer: TrainerClient) -> None:
+        self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
+        self.result: Future[None] | None = None
+
+
+def _request(body: bytes) -> Request:
+    message = decode(body)
+    if not isinstance(message, Request):
+        raise MessageError(f"a coordinator does not send {type(message).__name__}")
+    return message
+
+
+def compare(opened: _OpenJob) -> JobResult:
+    """Train the firm's own model and report both on the firm's rows. Raises TrainerError."""
+    trainer, side = opened.trainer, opened.side
+    federated = trainer.evaluate(side.state.final, side.statistics)
+    own = trainer.train_alone(seed=side.training_seed)
+    opened.folder.save_array("own.f32", own.parameters)
+    rows = trainer.open()
+    return JobResult(
+        job=opened.job.id,
+        num_train=rows.num_train,
+        num_validation=rows.num_validation,
+        num_test=rows.num_test,
+        primary_metric=rows.primary_metric,
+        higher_is_better=rows.higher_is_better,
+        alone=ModelReport(validation=own.validation, test=own.test),
+        federated=ModelReport(validation=federated.validation, test=federated.test),
+    )
+
+
+def installed_models(name: str) -> dict[str, str]:
+    """The digest of a model's installed code, by name; empty if it is not installed."""
+    if name not in registry.names():
+        return {}
+    try:
+        return {name: model_digest(name)}
+    except ModelsError as error:
+        logger.warning("the model %r cannot be used: %s", name, error)
+        return {}

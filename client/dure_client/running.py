@@ -1,0 +1,63 @@
+"""Puts the agent together and runs it: home, ledger, link, Flower app. What `dure-agent run` calls."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+
+from dure_client.agent import Agent
+from dure_client.enrolment import finish_renewal, renew, renewal_is_due
+from dure_client.firm import Firm, utc_now
+from dure_client.flower import FlowerApp, client_app
+from dure_client.home import AgentHome
+from dure_client.ledger import Ledger
+from dure_client.link import LinkClient
+from dure_protocols.errors import DureError
+from dure_protocols.frames import node_id
+
+logger = logging.getLogger(__name__)
+
+RENEWAL_LOOK_SECONDS = 3600.0
+
+
+def run_agent(home: AgentHome, *, num_threads: int = 1, clock: Callable[[], datetime] = utc_now) -> None:
+    """Serve the firm's jobs until SIGTERM or Ctrl-C.
+
+    Raises HomeError before the firm has joined, LedgerError if another agent runs on this home, NotAdmittedError when
+    the consortium shuts the firm out. `num_threads` is what each trainer may use.
+    """
+    config = home.config()
+    finish_renewal(home)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(home.ledger_file, home.identity()))
+        firm = Firm(home, num_threads=num_threads)
+        stack.callback(firm.close)
+        link = LinkClient(config.link_address, home.keys, ledger)
+        stack.callback(link.close)
+        stop = threading.Event()
+
+        def end(*_: object) -> None:
+            stop.set()
+            link.close()
+
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, end)
+        threading.Thread(target=_renew_in_time, args=(home, link, stop, clock), name="renewal", daemon=True).start()
+        stack.callback(stop.set)
+        agent = Agent(home.state, node_id(config.consortium, config.firm), link, FlowerApp(client_app(firm.answer)))
+        logger.info("agent of %s runs; link %s", config.firm, config.link_address)
+        agent.run()
+
+
+def _renew_in_time(home: AgentHome, link: LinkClient, stop: threading.Event, clock: Callable[[], datetime]) -> None:
+    while not stop.is_set():
+        try:
+            if renewal_is_due(home, clock()):
+                facts = renew(home, link.renew, clock())
+                link.reload()
+                logger.info("certificate renewed until %s", facts.not_after)
+        except DureError as error:  # tried again; `status` tells how long the old one lasts
+            logger.warning("the certificate could not be renewed yet: %s", error)
+        stop.wait(RENEWAL_LOOK_SECONDS)

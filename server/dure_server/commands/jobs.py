@@ -1,0 +1,121 @@
+"""`dure-server job propose | start | pause | stop | list | show`: the life of a job (design, section 6)."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dure_protocols.job import JobFile
+from dure_server.commands.common import HomeOption, JsonOption, actor, opened, terminal
+from dure_server.store import JobState, RoundState
+from dure_server.store.tables import Job
+
+app = typer.Typer(help="Propose, start, watch and stop training jobs.", no_args_is_help=True)
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+_COLOURS = {JobState.RUNNING: "green", JobState.FINISHED: "green", JobState.FAILED: "red", JobState.STOPPED: "red"}
+
+
+def mount(parent: typer.Typer) -> None:
+    """Add `job` to the commands of `dure-server`."""
+    parent.add_typer(app, name="job")
+
+
+@app.command()
+def propose(
+    draft: Annotated[Path, typer.Argument(metavar="DRAFT", help="The job's draft, a TOML file; see docs/jobs.md.")],
+    home: HomeOption,
+) -> None:
+    """Make a job file from a draft: its digest is fixed from here on, and it is what every firm approves."""
+    from dure_server.jobs import propose as propose_job  # noqa: PLC0415  # loads the model, and so torch
+
+    with opened(home) as (server_home, _, store):
+        job = propose_job(server_home, store, draft, actor())
+    out = terminal()
+    out.print(f"[green]✓[/] Job [bold]{job.id}[/] is proposed to {', '.join(sorted(job.firms))}.")
+    out.print(f"  digest {job.digest().hex()}")
+    out.print(f"`dure-server job start {job.id}` asks the firms to approve it and trains when all have.")
+
+
+@app.command()
+def start(job: JobArgument, home: HomeOption) -> None:
+    """Start a proposed job, or go on with a paused or failed one. Training begins when every firm has approved."""
+    _set(home, job, JobState.RUNNING, "started")
+
+
+@app.command()
+def pause(job: JobArgument, home: HomeOption) -> None:
+    """Pause a running job; `start` goes on from its last finished phase."""
+    _set(home, job, JobState.PAUSED, "paused")
+
+
+@app.command()
+def stop(job: JobArgument, home: HomeOption) -> None:
+    """Stop a job for good. What was published stays."""
+    _set(home, job, JobState.STOPPED, "stopped")
+
+
+@app.command(name="list")
+def list_jobs(home: HomeOption, as_json: JsonOption = False) -> None:
+    """List the jobs, newest first."""
+    with opened(home) as (_, _, store), store.reading() as at:
+        jobs = at.jobs.all()
+    if as_json:
+        print(json.dumps([{"id": job.id, "title": job.title, "state": job.state.value} for job in jobs]))
+        return
+    if not jobs:
+        terminal().print("No job yet. `dure-server job propose DRAFT` makes one.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("Job", "State", "Title"):
+        table.add_column(title, no_wrap=True)
+    for row in jobs:
+        table.add_row(row.id, _coloured(row), escape(row.title))
+    terminal().print(table)
+
+
+@app.command()
+def show(job: JobArgument, home: HomeOption, as_json: JsonOption = False) -> None:
+    """Show a job: its state, what it waits for, and its rounds."""
+    with opened(home) as (_, _, store), store.reading() as at:
+        row, rounds, progress = at.jobs.get(job), at.rounds.of(job), at.progress.get(job)
+    done = [entry for entry in rounds if entry.state is RoundState.FINISHED]
+    if as_json:
+        waiting = progress.waiting_for if progress else []
+        print(
+            json.dumps(
+                {
+                    "id": row.id,
+                    "state": row.state.value,
+                    "reason": row.reason,
+                    "digest": row.digest,
+                    "sentence": progress.sentence if progress else "",
+                    "waiting_for": waiting,
+                    "rounds": [
+                        {"number": e.number, "members": e.members, "count": e.count, "metrics": e.metrics} for e in done
+                    ],
+                }
+            )
+        )
+        return
+    out = terminal()
+    out.print(f"[bold]{row.id}[/] {escape(row.title)} — {_coloured(row)} {escape(row.reason)}")
+    out.print(f"digest {row.digest}, {len(JobFile.from_bytes(row.body).firms)} firms")
+    if progress is not None:
+        out.print(escape(progress.sentence))
+    for entry in done:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in entry.metrics.items())
+        out.print(f"  round {entry.number}: {len(entry.members)} firms, {entry.count:.0f} rows  {values}")
+
+
+def _set(home: Path, job: str, state: JobState, act: str) -> None:
+    with opened(home) as (_, _, store), store.transaction() as at:
+        at.jobs.set_state(job, state)
+        at.audit.append(actor(), f"job.{act}", job)
+    terminal().print(f"[green]✓[/] Job {job} is {act}.")
+
+
+def _coloured(row: Job) -> str:
+    return f"[{_COLOURS.get(row.state, 'yellow')}]{row.state.value}[/]"

@@ -1,0 +1,150 @@
+"""Making a job: from the operator's draft and the installed model to the job file that firms approve.
+
+The draft says what a person decides; digests, sizes and the first model follow from the installed code. This is the one
+place of the server that loads torch, and only while a job is made.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from dure_models import registry
+from dure_models.contract import DataContract
+from dure_models.digest import model_digest as code_digest
+from dure_protocols.errors import DureError
+from dure_protocols.global_state import model_digest
+from dure_protocols.job import CodecTerms, JobFile, ModelTerms, ServerStepTerms
+from dure_server.settings import ServerHome
+from dure_server.store import FirmStatus, Store
+
+INITIAL_MODEL_FILE = "initial.f32"
+FINAL_MODEL_FILE = "final.f32"
+
+
+class JobDraftError(DureError):
+    """The operator's draft of a job cannot become a job file."""
+
+
+class JobDraft(BaseModel):
+    """What the operator writes (TOML): everything a person decides about a job.
+
+    contract: path of the contract's TOML file, relative to the draft; firms: those that take part, all approved firms
+    unless listed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    title: str
+    simulated: bool = False
+    model: str
+    options: dict[str, JsonValue] = {}
+    contract: str
+    firms: tuple[str, ...] = ()
+    minimum_cohort: int = Field(default=3, ge=2)
+    codec: CodecTerms
+    server_step: ServerStepTerms = ServerStepTerms()
+    training: dict[str, JsonValue] = {}
+    rounds: int = Field(gt=0)
+    selection_metric: str | None = "validation_loss"
+    seed: int = 0
+    phase_seconds: float = 120.0
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a draft. Raises JobDraftError naming every problem."""
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise JobDraftError(f"there is no job draft at {path}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise JobDraftError(f"{path} is not valid TOML: {error}; correct that line") from error
+        except ValidationError as error:
+            problems = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise JobDraftError(f"{path} is no valid job draft:{problems}") from error
+
+
+def make_job(
+    draft: JobDraft, contract: DataContract, consortium: str, identities: dict[str, str]
+) -> tuple[JobFile, NDArray[np.float32]]:
+    """The job file of a draft and the first global model, (d,) float32. Loads torch.
+
+    identities: the participating firms' Ed25519 public keys, hex. Raises JobDraftError or an error of the model.
+    """
+    from dure_models.parameters import initial_parameters  # noqa: PLC0415  # torch
+
+    model = registry.create(draft.model, contract, draft.options)
+    initial = initial_parameters(model.build(), draft.seed)
+    try:
+        job = JobFile(
+            id=draft.id,
+            title=draft.title,
+            simulated=draft.simulated or contract.simulated,
+            consortium=consortium,
+            firms=identities,
+            minimum_cohort=draft.minimum_cohort,
+            model=ModelTerms(
+                name=draft.model,
+                digest=code_digest(draft.model),
+                options=draft.options,
+                parameters=initial.size,
+                initial_digest=model_digest(initial).hex(),
+                statistics=model.num_statistics,
+                round_metrics=tuple(metric.name for metric in model.round_metrics),
+            ),
+            contract=contract.model_dump(mode="json"),
+            codec=draft.codec,
+            server_step=draft.server_step,
+            training=draft.training,
+            rounds=draft.rounds,
+            selection_metric=draft.selection_metric,
+            seed=draft.seed,
+            phase_seconds=draft.phase_seconds,
+        )
+    except ValidationError as error:
+        problems = "".join(f"\n  - {'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors())
+        raise JobDraftError(f"the draft {draft.id!r} does not make a job:{problems}") from error
+    return job, initial
+
+
+def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> JobFile:
+    """Make a job from a draft file, keep its first model, and put it in the store as proposed.
+
+    Raises JobDraftError, ContractError, StoreConflictError.
+    """
+    draft = JobDraft.read(draft_file)
+    contract_file = draft_file.parent / draft.contract
+    if not contract_file.exists():
+        raise JobDraftError(f"the draft names the contract {contract_file}, which is not there")
+    contract = DataContract.from_toml(contract_file.read_text())
+    identities = participating(store, draft.firms)
+    job, initial = make_job(draft, contract, home.settings().consortium, identities)
+    with store.transaction() as at:
+        at.jobs.propose(job)
+        at.audit.append(actor, "job.proposed", job.id, {"digest": job.digest().hex()})
+    folder = home.job_folder(job.id)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "job.json").write_bytes(job.to_bytes())
+    initial.tofile(folder / INITIAL_MODEL_FILE)
+    return job
+
+
+def participating(store: Store, wanted: Sequence[str]) -> dict[str, str]:
+    """Identity keys (hex) of the firms of a job. Raises JobDraftError for one that is not approved."""
+    with store.reading() as at:
+        approved = {
+            firm.name: firm.identity_key.hex()
+            for firm in at.firms.all()
+            if firm.status is FirmStatus.APPROVED and firm.identity_key is not None
+        }
+    missing = sorted(set(wanted) - set(approved))
+    if missing:
+        raise JobDraftError(
+            f"{', '.join(missing)} cannot take part: not approved; see `dure-server firms`, then `dure-server approve`"
+        )
+    return {name: approved[name] for name in (wanted or sorted(approved))}
