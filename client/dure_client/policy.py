@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dure_client.approvals import Decision, Verdict
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
-from dure_protocols.identity import check_firm_name, fingerprint, grouped, same_fingerprint
+from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
 
 DEFAULT_TEXT = """\
@@ -216,9 +216,12 @@ def pin_firm(text: str, firm: str, came: str, *, replace: bool = False) -> str:
     """
     policy = Policy.parse(text)
     check_firm_name(firm)
-    if not same_fingerprint(came, came):
-        raise PolicyError(f"{came!r} is no fingerprint: 64 hexadecimal digits were expected, in any grouping")
-    wanted = _digest(came)
+    try:
+        wanted = _digest(came)
+    except ValueError as error:
+        raise PolicyError(
+            f"{came!r} is no fingerprint: 64 hexadecimal digits were expected, in any grouping"
+        ) from error
     pinned = policy.firms.get(firm)
     if pinned == wanted:
         return text

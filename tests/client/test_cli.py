@@ -1,0 +1,258 @@
+"""`dure-agent` as a firm's people use it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dure_client.approvals import Verdict, decide, decision_on, known_job
+from dure_client.cli import app
+from dure_client.home import AgentConfig, AgentHome, keep_or_make_private
+from dure_client.ledger import Ledger
+from dure_client.policy import Policy
+from dure_client.results import JobResult, Keeps, ModelReport
+from dure_models.contract import DataContract
+from dure_models.digest import model_digest
+from dure_protocols.identity import Identity, grouped
+from dure_protocols.job import CodecTerms, JobFile, ModelTerms
+from dure_protocols.ledger import Entry, RecordKind
+
+OWN, LEE, PARK = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
+CONTRACT = DataContract.from_toml(
+    """
+    name = "pumps"
+    title = "Pumps, simulated"
+    simulated = true
+    [[columns]]
+    name = "flow"
+    type = "float"
+    role = "feature"
+    range = [0, 10]
+    """
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> AgentHome:
+    """The home of a firm that has joined, with one proposed job."""
+    home = AgentHome(tmp_path / "home")
+    home.create()
+    keep_or_make_private(home.identity_key_file, OWN.to_pem())
+    home.write_config(
+        AgentConfig(
+            consortium="Test", firm="kim", server_host="localhost", enrolment_port=1, link_port=2,
+            root_fingerprint="00" * 32,
+        )
+    )  # fmt: skip
+    save(home, job_of())
+    return home
+
+
+def job_of(**changes: object) -> JobFile:
+    fields: dict[str, object] = {
+        "id": "job-1",
+        "title": "Milling [all plants]",
+        "consortium": "Test",
+        "firms": {"kim": OWN.public_bytes.hex(), "lee": LEE.public_bytes.hex(), "park": PARK.public_bytes.hex()},
+        "minimum_cohort": 3,
+        "model": ModelTerms(
+            name="tabular", digest=model_digest("tabular"), parameters=10, initial_digest="00" * 32,
+            round_metrics=("train_loss",),
+        ),
+        "contract": json.loads(CONTRACT.canonical_json()),
+        "codec": CodecTerms(clip=1.0, count_cap=100),
+        "rounds": 3,
+        "seed": 1,
+    }  # fmt: skip
+    return JobFile.model_validate({**fields, **changes})
+
+
+def save(home: AgentHome, job: JobFile) -> None:
+    home.job_folder(job.id).mkdir(exist_ok=True)
+    (home.job_folder(job.id) / "job.json").write_bytes(job.to_bytes())
+
+
+def run(home: AgentHome, *arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(
+        app, [*arguments, "--home", str(home.path)], input=answer, env={"COLUMNS": "200", "NO_COLOR": "1"}
+    )
+
+
+def fails(home: AgentHome, *arguments: str) -> str:
+    result = run(home, *arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("Error: ")
+    return result.stderr
+
+
+def accept_all(home: AgentHome) -> None:
+    for firm, identity in {"lee": LEE, "park": PARK}.items():
+        assert run(home, "accept", firm, grouped(identity.fingerprint)).exit_code == 0
+    assert run(home, "policy", "allow", "tabular").exit_code == 0
+
+
+def test_from_a_proposal_to_an_approval(home: AgentHome) -> None:
+    assert "proposed" in run(home, "jobs").stdout
+    assert "dure-agent accept lee" in fails(home, "approve", "job-1")
+    accept_all(home)
+    reviewed = run(home, "review", "job-1").stdout
+    for expected in (
+        *("Milling [all plants]", "tabular", "pumps", grouped(LEE.fingerprint), "The policy admits it"),
+        *(grouped(job_of().digest().hex()), "no differential privacy", "train_loss"),
+    ):
+        assert expected in reviewed
+    assert run(home, "approve", "job-1", answer="n\n").exit_code == 1
+    assert decision_on(home, job_of()) is None
+    assert run(home, "approve", "job-1", answer="y\n").exit_code == 0
+    stored = decision_on(home, job_of())
+    assert stored is not None
+    assert stored.verdict is Verdict.APPROVED
+    assert "approved" in run(home, "jobs").stdout
+    assert run(home, "reject", "job-1").exit_code == 0
+    assert known_job(home, "job-1").state == "rejected"
+
+
+def test_an_approval_is_for_one_digest(home: AgentHome) -> None:
+    accept_all(home)
+    reviewed = grouped(job_of().digest().hex())
+    save(home, job_of(rounds=4))
+    assert "not the job file you reviewed" in fails(home, "approve", "job-1", "--digest", reviewed)
+    assert run(home, "approve", "job-1", "--digest", job_of(rounds=4).digest().hex()).exit_code == 0
+    save(home, job_of(rounds=5))
+    assert known_job(home, "job-1").state == "proposed"
+
+
+@pytest.mark.parametrize("name", ["job-2", "../job-1", "/etc", ""])
+def test_an_unknown_job_is_told_with_those_there_are(home: AgentHome, name: str) -> None:
+    assert "known: job-1" in fails(home, "review", name)
+
+
+def test_a_damaged_job_file_and_decision_are_told(home: AgentHome) -> None:
+    decide(home, job_of(), Verdict.APPROVED, datetime(2026, 1, 31, tzinfo=UTC))
+    (home.job_folder("job-1") / "approval.json").write_text("{")
+    assert "decide again" in fails(home, "jobs")
+    (home.job_folder("job-1") / "job.json").write_text("{")
+    assert "damaged" in fails(home, "review", "job-1")
+
+
+def test_states_follow_the_job_folder(home: AgentHome) -> None:
+    decide(home, job_of(), Verdict.APPROVED, datetime(2026, 1, 31, tzinfo=UTC))
+    folder = home.job_folder("job-1")
+    (folder / "progress.json").write_text('{"round": 2}')
+    assert "running (round 2 of 3)" in run(home, "jobs").stdout
+    (folder / "final.f32").write_bytes(b"")
+    both = {"rmse": 2.0, "undefined": None}
+    result = JobResult(
+        job="job-1", num_train=1, num_validation=1, num_test=1, primary_metric="rmse", higher_is_better=False,
+        alone=ModelReport(validation={"rmse": 1.0}, test=both), federated=ModelReport(validation=both, test=both),
+    )  # fmt: skip
+    result.write(folder / "result.json")
+    shown = run(home, "jobs").stdout
+    assert "finished" in shown
+    assert "the alone model" in shown
+
+
+@pytest.mark.parametrize(
+    ("alone", "federated", "higher_is_better", "keeps"),
+    [
+        pytest.param(1.0, 2.0, False, Keeps.ALONE, id="a lower error alone"),
+        pytest.param(2.0, 1.0, False, Keeps.FEDERATED, id="a lower error together"),
+        pytest.param(1.0, 2.0, True, Keeps.FEDERATED, id="a higher score together"),
+        pytest.param(2.0, 1.0, True, Keeps.ALONE, id="a higher score alone"),
+        pytest.param(1.0, 1.0, True, Keeps.FEDERATED, id="no difference"),
+        pytest.param(None, 1.0, True, Keeps.FEDERATED, id="undefined"),
+    ],
+)
+def test_the_better_model_on_validation_rows_is_kept(
+    alone: float | None, federated: float, higher_is_better: bool, keeps: Keeps, tmp_path: Path
+) -> None:
+    result = JobResult(
+        job="job-1", num_train=1, num_validation=1, num_test=0, primary_metric="m", higher_is_better=higher_is_better,
+        alone=ModelReport(validation={"m": alone}, test={}),
+        federated=ModelReport(validation={"m": federated}, test={}),
+    )  # fmt: skip
+    result.write(tmp_path / "result.json")
+    assert JobResult.read(tmp_path / "result.json").keeps is keeps
+
+
+def test_accept_pins_a_firm_and_guards_the_pin(home: AgentHome) -> None:
+    assert run(home, "accept", "lee", LEE.fingerprint).exit_code == 0
+    assert "--replace" in fails(home, "accept", "lee", PARK.fingerprint)
+    assert run(home, "accept", "lee", PARK.fingerprint, "--replace").exit_code == 0
+    assert Policy.read(home.policy_file).firms == {"lee": PARK.fingerprint}
+    assert home.policy_file.stat().st_mode & 0o777 == 0o600
+    shown = run(home, "policy", "show").stdout
+    assert grouped(PARK.fingerprint) in shown
+
+
+def test_policy_init_writes_the_default_once(home: AgentHome) -> None:
+    assert "strict default" in run(home, "policy", "show").stdout
+    assert run(home, "policy", "init").exit_code == 0
+    assert Policy.read(home.policy_file) == Policy()
+    assert "already there" in fails(home, "policy", "init")
+    assert "not installed here" in fails(home, "policy", "allow", "no-such-model")
+    assert run(home, "policy", "allow", "tabular").exit_code == 0
+    assert Policy.read(home.policy_file).allowed_models[0].digest == model_digest("tabular")
+
+
+def test_data_check_passes_and_fails_with_details(home: AgentHome, tmp_path: Path) -> None:
+    assert "data init" in fails(home, "data", "check")
+    assert run(home, "data", "init").exit_code == 0
+    assert "already there" in fails(home, "data", "init")
+    (tmp_path / "rows.csv").write_text("flow\n1\n2\n")
+    home.data_file.write_text(f'[train]\npaths = ["{tmp_path}/rows.csv"]\n')
+    passed = run(home, "data", "check")
+    assert passed.exit_code == 0
+    assert "pumps" in passed.stdout
+    assert "rows.csv" in passed.stdout
+    (tmp_path / "rows.csv").write_text("flow\n1\n20\n")
+    assert "outside [0, 10]" in fails(home, "data", "check", "--job", "job-1")
+    contract = tmp_path / "contract.toml"
+    contract.write_text(CONTRACT.to_toml().replace('"flow"', '"speed"'))
+    assert "'speed'" in fails(home, "data", "check", "--contract", str(contract))
+    (home.job_folder("job-1") / "job.json").unlink()
+    assert "--contract" in fails(home, "data", "check")
+
+
+def test_the_ledger_is_shown_verified_and_exported(home: AgentHome, tmp_path: Path) -> None:
+    with Ledger(home.ledger_file, OWN) as ledger:
+        for number in range(30):
+            ledger.record(Entry(RecordKind.JOIN, 1000, hashlib.sha256(b"").digest(), "job-1", number))
+        ledger.record(Entry(RecordKind.NOT_SENT, 500, hashlib.sha256(b"").digest(), "job-1", 29))
+    shown = run(home, "ledger", "show", "--last", "2").stdout
+    assert "29,500" in shown
+    assert "job-1, 30 rounds" in shown
+    assert "31 records, 29,500 bytes" in run(home, "ledger", "verify").stdout
+    export = tmp_path / "export.jsonl"
+    assert run(home, "ledger", "export", str(export)).exit_code == 0
+    assert run(home, "ledger", "verify", str(export), "--fingerprint", OWN.fingerprint).exit_code == 0
+    assert "another firm's" in fails(home, "ledger", "verify", str(export), "--fingerprint", LEE.fingerprint)
+    assert run(home, "ledger", "verify", str(export)).exit_code == 2
+    home.ledger_file.write_bytes(home.ledger_file.read_bytes().replace(b'"round":7', b'"round":8'))
+    assert "line 8 was changed" in fails(home, "ledger", "verify")
+
+
+def test_a_home_without_a_firm_says_what_to_do(tmp_path: Path) -> None:
+    assert "dure-agent join" in fails(AgentHome(tmp_path), "run")
+
+
+def test_debug_shows_where_an_error_came_from(home: AgentHome) -> None:
+    result = CliRunner().invoke(app, ["--debug", "review", "job-2", "--home", str(home.path)])
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "ApprovalError"
+
+
+def test_the_program_starts_light() -> None:
+    heavy = "{'torch', 'polars', 'flwr', 'numba', 'fastapi'} & set(sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, dure_client.cli; print({heavy})"],
+        stdout=subprocess.PIPE, check=True, timeout=60, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.stdout.strip() == b"set()"
