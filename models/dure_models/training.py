@@ -232,7 +232,7 @@ def train_own(
 
 
 class Selection:
-    """Keeps the checkpoint whose selection metric is lowest; of equal ones the later, which has trained for longer."""
+    """Keeps the checkpoint whose selection metric is lowest; of equal ones the first, as in the protocol."""
 
     def __init__(self, model: Model) -> None:
         self._name = model.selection_metric
@@ -244,6 +244,6 @@ class Selection:
         """Take in the model after `len(values)` rounds with its metrics; without any weight it counts as worst."""
         total, weight = metrics[self._name]
         value = total / weight if weight else float("inf")
-        if not self.values or value <= min(self.values):
+        if not self.values or value < min(self.values):
             self.best, self.best_round = parameters, len(self.values)
         self.values.append(value)

@@ -18,32 +18,32 @@ COLUMNS = (
 # The physics every machinist knows: heat is carried off by a temperature difference, a spindle's power is torque times
 # speed, a worn tool overstrains at high torque. All arms of a comparison get the same inputs.
 MODEL_OPTIONS: dict[str, object] = {
-    "derived": (
+    "derived": [
         {
             "name": "temperature_difference",
             "derivation": "difference",
             "left": "process_temperature",
             "right": "air_temperature",
-            "range": (4.0, 16.0),
+            "range": [4.0, 16.0],
         },
         {
             "name": "power",
             "derivation": "product",
             "left": "torque",
             "right": "rotational_speed",
-            "range": (10_000.0, 110_000.0),
+            "range": [10_000.0, 110_000.0],
         },
         {
             "name": "strain",
             "derivation": "product",
             "left": "tool_wear",
             "right": "torque",
-            "range": (0.0, 20_000.0),
+            "range": [0.0, 20_000.0],
         },
-    ),
+    ],
 }
 
-TRAINING = TrainingSettings(num_rounds=20, local_epochs=3, learning_rate=2e-3, batch_size=32)
+TRAINING = TrainingSettings(num_rounds=30, local_epochs=2, learning_rate=2e-3, batch_size=32, count_cap=2000)
 
 
 def contract(name: str, title: str, *, simulated: bool, licence: str, description: str) -> DataContract:

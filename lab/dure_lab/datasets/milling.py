@@ -53,7 +53,7 @@ _MORE_NAMES = (
     *("quarry", "garden", "castle", "market", "tower", "field"),
 )
 
-NUM_TEST_ROWS = 5000
+NUM_TEST_ROWS = 8000
 _TITLE = "Simulated milling process (rules of AI4I 2020)"
 _LICENCE = "Simulated here; free to use"
 
