@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
 import numpy as np
 
 from dure_client.link import LinkClient
@@ -151,6 +152,13 @@ class LinkSite:
         client = LinkClient(f"127.0.0.1:{self.port}", folder, account or Account())
         self._clients.append(client)
         return client
+
+    def raw_channel(self, firm: str) -> grpc.Channel:
+        """A channel with a firm's certificate and none of our client's manners."""
+        keys = self.folder / firm / "keys"
+        files = ((keys / name).read_bytes() for name in ("root.pem", "tls.key", "tls.pem"))
+        options = [("grpc.max_send_message_length", -1)]
+        return grpc.secure_channel(f"127.0.0.1:{self.port}", grpc.ssl_channel_credentials(*files), options)
 
     def message(
         self,

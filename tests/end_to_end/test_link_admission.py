@@ -24,6 +24,8 @@ from dure_protocols.frames import MAX_ENVELOPE_BYTES, Subscribe
 from dure_protocols.ledger import RecordKind
 from tests.end_to_end.link_site import Account, LinkSite, eventually, in_background
 
+OVER_LIMIT = MAX_ENVELOPE_BYTES + 5000
+
 
 def revoke(site: LinkSite, firm: str) -> None:
     with site.store.transaction() as tx:
@@ -146,9 +148,7 @@ def test_a_bad_signing_request_is_refused(site: LinkSite, firm: str) -> None:
     [
         pytest.param("Reply", b"", grpc.StatusCode.INVALID_ARGUMENT, id="an empty reply"),
         pytest.param("Reply", bytes(100), grpc.StatusCode.INVALID_ARGUMENT, id="a reply of zeros"),
-        pytest.param(
-            "Reply", bytes(MAX_ENVELOPE_BYTES + 5000), grpc.StatusCode.RESOURCE_EXHAUSTED, id="an oversized reply"
-        ),
+        pytest.param("Reply", bytes(OVER_LIMIT), grpc.StatusCode.RESOURCE_EXHAUSTED, id="an oversized reply"),
         pytest.param("Renew", bytes(20_000), grpc.StatusCode.INVALID_ARGUMENT, id="an oversized signing request"),
         pytest.param("Push", b"", grpc.StatusCode.UNIMPLEMENTED, id="the desk's methods, on the firms' port"),
     ],
@@ -156,25 +156,15 @@ def test_a_bad_signing_request_is_refused(site: LinkSite, firm: str) -> None:
 def test_a_bad_request_is_refused(
     site: LinkSite, firm: str, method: str, request_bytes: bytes, status: grpc.StatusCode
 ) -> None:
-    keys = site.folder / firm / "keys"
-    credentials = grpc.ssl_channel_credentials(
-        *((keys / name).read_bytes() for name in ("root.pem", "tls.key", "tls.pem"))
-    )
-    options = [("grpc.max_send_message_length", -1)]
     service = "Desk" if method == "Push" else "Firm"
-    with grpc.secure_channel(f"127.0.0.1:{site.port}", credentials, options) as channel:
-        with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(f"/dure.link.{service}/{method}")(request_bytes, timeout=10, wait_for_ready=True)
+    with site.raw_channel(firm) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/dure.link.{service}/{method}")(request_bytes, timeout=10, wait_for_ready=True)
     assert caught.value.code() is status
 
 
 @pytest.mark.parametrize("request_bytes", [b"", bytes(2000), Subscribe("1").encode() + b"x", b"\x02\0\0\0\x011"])
 def test_a_malformed_subscription_is_refused(site: LinkSite, firm: str, request_bytes: bytes) -> None:
-    keys = site.folder / firm / "keys"
-    credentials = grpc.ssl_channel_credentials(
-        *((keys / name).read_bytes() for name in ("root.pem", "tls.key", "tls.pem"))
-    )
-    with grpc.secure_channel(f"127.0.0.1:{site.port}", credentials) as channel, pytest.raises(grpc.RpcError) as caught:
+    with site.raw_channel(firm) as channel, pytest.raises(grpc.RpcError) as caught:
         next(channel.unary_stream("/dure.link.Firm/Subscribe")(request_bytes, timeout=10, wait_for_ready=True))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -210,7 +200,7 @@ def test_a_busy_port_is_named_with_what_to_do(site: LinkSite) -> None:
 
 def test_the_link_stops_within_a_second_while_agents_and_coordinators_wait(site: LinkSite, firm: str) -> None:
     client = site.client(firm)
-    in_background(lambda: next(client.messages()))
+    in_background(lambda: list(client.messages()))
     waiting = threading.Thread(target=lambda: site.replies(site.message(firm), timeout=3), daemon=True)
     waiting.start()
     eventually(lambda: firm in site.desk.connected())

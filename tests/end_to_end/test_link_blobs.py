@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -11,7 +10,7 @@ import pytest
 
 import dure_client.transfer
 from dure_client.agent import spool
-from dure_client.link import OPTIONS, LinkClient, LinkRefusedError
+from dure_client.link import LinkClient, LinkRefusedError
 from dure_protocols.frames import CHUNK_BYTES, Announce, AnyArray, ArrayRef, Envelope, Fetch, Stored
 from dure_protocols.ledger import RecordKind
 from dure_server.link.blobs import map_array
@@ -38,23 +37,13 @@ class Outgoing:
 
 
 @pytest.fixture
-def slow_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def slow_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 64 KiB, so that an upload lasts long enough to be cut."""
     monkeypatch.setattr(dure_client.transfer, "CHUNK_BYTES", 64 << 10)
-    yield
-
-
-def raw_channel(site: LinkSite, firm: str) -> grpc.Channel:
-    """A channel with a firm's certificate and none of our client's manners."""
-    keys = site.folder / firm / "keys"
-    credentials = grpc.ssl_channel_credentials(
-        (keys / "root.pem").read_bytes(), (keys / "tls.key").read_bytes(), (keys / "tls.pem").read_bytes()
-    )
-    return grpc.secure_channel(f"127.0.0.1:{site.port}", credentials, OPTIONS)
 
 
 def raw_upload(site: LinkSite, firm: str, requests: list[bytes]) -> list[Stored]:
-    with raw_channel(site, firm) as channel:
+    with site.raw_channel(firm) as channel:
         call = channel.stream_stream("/dure.link.Firm/Upload")(iter(requests), timeout=20, wait_for_ready=True)
         return [Stored.decode(data) for data in call]
 
@@ -189,10 +178,11 @@ def test_a_download_goes_on_where_it_was_cut(site: LinkSite, firm: str, tmp_path
 
 
 def test_a_download_goes_on_after_the_link_was_killed(site: LinkSite, firm: str, tmp_path: Path) -> None:
-    array = blob(200 << 20)
+    array = blob(80 << 20)
     message = site.message(firm, arrays=[array])
     site.push(firm, message)
-    target, client = tmp_path / message.arrays[0].sha256, site.client(firm)
+    target, account = tmp_path / message.arrays[0].sha256, Account()
+    client = site.client(firm, account=account)
     part = target.with_suffix(".part")
     loading = in_background(lambda: client.download(message.arrays[0], target, patience_seconds=60))
     eventually(lambda: part.exists() and part.stat().st_size > 10 << 20)
@@ -200,6 +190,10 @@ def test_a_download_goes_on_after_the_link_was_killed(site: LinkSite, firm: str,
     site.start()
     loading.join(40)
     assert np.array_equal(np.fromfile(target, np.uint16), array)
+    first, *others = [entry.offset_bytes for entry in account.entries]
+    assert first == 0
+    assert others
+    assert min(others) > 10 << 20
 
 
 def test_a_corrupt_partial_download_is_fetched_anew(site: LinkSite, firm: str, tmp_path: Path) -> None:
@@ -243,7 +237,7 @@ def test_a_firm_cannot_fetch_what_was_not_released_to_it(
 
 @pytest.mark.parametrize("request_bytes", [b"", b"\x01" + bytes(3), Fetch("0" * 64, 0).encode() + b"x", bytes(5000)])
 def test_a_malformed_fetch_is_refused(site: LinkSite, firm: str, request_bytes: bytes) -> None:
-    with raw_channel(site, firm) as channel, pytest.raises(grpc.RpcError) as caught:
+    with site.raw_channel(firm) as channel, pytest.raises(grpc.RpcError) as caught:
         list(channel.unary_stream("/dure.link.Firm/Download")(request_bytes, timeout=10, wait_for_ready=True))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
