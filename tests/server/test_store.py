@@ -260,16 +260,18 @@ def test_progress_is_one_row_a_job(store: Store, job: str) -> None:
     assert (row.phase, row.round_number, row.members, row.waiting_for) == ("finished", None, [], [])
 
 
-def test_a_heartbeat_costs_a_write_at_most_every_few_seconds(store: Store, job: str, clock: Clock) -> None:
-    start = clock.now
-    for _ in range(4):
-        clock.forward(seconds=2)
-        with store.transaction() as tx:
-            tx.firms.seen("firm-a", "0.1.0")
+def test_a_firms_connection_comes_and_goes(store: Store, job: str, clock: Clock) -> None:
+    with store.transaction() as tx:
+        tx.firms.seen("firm-a", "0.1.0")
+        tx.firms.seen("firm-b", "0.1.0")
+        tx.firms.seen("firm-b", None)
     with store.reading() as tx:
-        firm = tx.firms.get("firm-a")
-    assert firm.last_seen_at == start + timedelta(seconds=8)
-    assert firm.agent_version == "0.1.0"
+        assert [firm.connected_since for firm in tx.firms.all()] == [clock.now, None]
+        assert [firm.agent_version for firm in tx.firms.all()] == ["0.1.0", "0.1.0"]
+    with store.transaction() as tx:
+        tx.firms.forget_connections()
+    with store.reading() as tx:
+        assert [firm.connected_since for firm in tx.firms.all()] == [None, None]
 
 
 def test_sqlite_runs_with_a_write_ahead_log_and_full_flushes(store: Store, empty_store_url: str) -> None:

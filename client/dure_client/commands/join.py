@@ -34,7 +34,7 @@ def join(
         end="\n\n",
     )
     out.print("This firm's identity fingerprint, to compare with the operator over the phone:")
-    out.print(f"  [bold]{grouped(joined.identity_fingerprint)}[/]", end="\n\n")
+    out.print(f"  [bold]{grouped(joined.identity_fingerprint)}[/]\n")
     out.print(
         "The operator compares it and approves. Until then: `dure-agent status`. You may delete the invitation file."
     )

@@ -34,6 +34,10 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITES = "dure_writes"
 
 
+# Alembic announces each step on a logger of its own; an operator's terminal and logs have no use for that.
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 def utc_now() -> datetime:
     """The operating system's clock, in UTC."""
     return datetime.now(UTC)
@@ -157,8 +161,6 @@ class Store:
         found, _ = self._versions()
         if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
             self.check_schema()
-        # Alembic announces each step on a logger of its own; an operator's terminal has no use for that.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         config = _alembic_config()
         with self._writing.begin() as connection:
             config.attributes["connection"] = connection

@@ -1,6 +1,6 @@
 """Firms and where they stand: invited → joined → approved, or revoked."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -8,9 +8,6 @@ from sqlalchemy.orm import Session
 from dure_protocols.identity import check_firm_name, fingerprint
 from dure_server.store.errors import StoreConflictError, UnknownRowError
 from dure_server.store.tables import Firm, FirmStatus
-
-SEEN_RESOLUTION = timedelta(seconds=5)
-"""`seen` writes at most this often a firm: every heartbeat would be a disk flush."""
 
 
 class Firms:
@@ -90,15 +87,22 @@ class Firms:
     def revoke(self, name: str) -> Firm:
         """Shut a firm out. Takes effect at its next request."""
         row = self.lock(name)
-        row.status, row.revoked_at = FirmStatus.REVOKED, self._now
+        row.status, row.revoked_at, row.connected_since = FirmStatus.REVOKED, self._now, None
         self._session.flush()
         return row
 
-    def seen(self, name: str, agent_version: str | None = None) -> None:
-        """The link heard from a firm's agent just now."""
+    def seen(self, name: str, agent_version: str | None) -> None:
+        """The link tells that a firm's agent of this version has connected, or (None) that its connection ended."""
         row = self.get(name)
-        if agent_version is not None and agent_version != row.agent_version:
-            row.agent_version = agent_version
-        if row.last_seen_at is None or self._now - row.last_seen_at >= SEEN_RESOLUTION:
-            row.last_seen_at = self._now
+        row.last_seen_at = self._now
+        if agent_version is None:
+            row.connected_since = None
+        else:
+            row.agent_version, row.connected_since = agent_version, self._now
+        self._session.flush()
+
+    def forget_connections(self) -> None:
+        """No link is running, so no firm is connected."""
+        for row in self.all():
+            row.connected_since = None
         self._session.flush()

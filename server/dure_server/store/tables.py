@@ -131,7 +131,9 @@ class Firm(Base):
     approved_at: Mapped[datetime | None] = mapped_column(UtcTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
     last_seen_at: Mapped[datetime | None] = mapped_column(UtcTime)
-    """When the link last heard from the firm's agent."""
+    """When the firm's agent last connected or disconnected."""
+    connected_since: Mapped[datetime | None] = mapped_column(UtcTime)
+    """None while the firm's agent is not connected."""
 
 
 class Invitation(Base):

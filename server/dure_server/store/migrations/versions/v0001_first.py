@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("approved_at", UtcTime(), nullable=True),
         sa.Column("revoked_at", UtcTime(), nullable=True),
         sa.Column("last_seen_at", UtcTime(), nullable=True),
+        sa.Column("connected_since", UtcTime(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_firms")),
     )
     op.create_table(
