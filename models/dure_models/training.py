@@ -95,26 +95,38 @@ def train_round(
     seed: int,
     device: torch.device = CPU,
 ) -> RoundResult:
-    """Train `local_epochs` from the global `parameters` (d,). `module` is scratch space; the seed orders the batches.
+    """Train `local_epochs` from the global `parameters` (d,). `module` is scratch space.
 
-    The optimiser (Adam) starts afresh each round, so a firm that missed a round is in no way behind.
+    The seed orders the batches and draws what the module drops; torch's own random state is left as it was. The
+    optimiser (Adam) starts afresh each round, so a firm that missed a round is in no way behind. Raises MisuseError when
+    training ends in values that are not finite.
     """
     module.to(device)
     flat.load(module, parameters)
     metrics = validation_metrics(model, module, data.validation, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_round_seed(seed, round_number))
+        metrics["train_loss"] = _descend(model, module, data.train, settings, learning_rate_at(settings, round_number))
+    update = flat.flatten(module) - parameters
+    if not np.isfinite(update).all():
+        raise MisuseError("training diverged to values that are not finite; lower learning_rate in the job's settings")
+    return RoundResult(update, len(data.train), _bounded(model, metrics))
+
+
+def _descend(
+    model: Model, module: nn.Module, examples: Examples, settings: TrainingSettings, learning_rate: float
+) -> tuple[float, float]:
+    """Gradient descent from where the module stands, in place. The training loss on the way as (sum, weight)."""
+    device = next(module.parameters()).device
     anchor = [value.detach().clone() for value in module.parameters()] if settings.proximal_mu > 0 else None
     optimiser = torch.optim.AdamW(
-        module.parameters(),
-        lr=learning_rate_at(settings, round_number),
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.99),
+        module.parameters(), lr=learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99)
     )
     module.train()
     loss_sum, num_seen = 0.0, 0
-    generator = torch.Generator().manual_seed(_batch_seed(seed, round_number))
     for _ in range(settings.local_epochs):
-        for indices in _batches(len(data.train), settings.batch_size, generator):
-            inputs, targets = data.train.batch(indices, device)
+        for indices in _batches(len(examples), settings.batch_size):
+            inputs, targets = examples.batch(indices, device)
             loss = model.loss(module(inputs), targets).mean()
             loss_sum += float(loss.detach()) * len(indices)
             num_seen += len(indices)
@@ -124,21 +136,17 @@ def train_round(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(module.parameters(), settings.gradient_norm)
             optimiser.step()
-    metrics["train_loss"] = (loss_sum, float(num_seen))
-    update = flat.flatten(module) - parameters
-    if not np.isfinite(update).all():
-        raise MisuseError("training diverged to values that are not finite; lower learning_rate in the job's settings")
-    return RoundResult(update, len(data.train), _bounded(model, metrics))
+    return loss_sum, float(num_seen)
 
 
-def _batch_seed(seed: int, round_number: int) -> int:
+def _round_seed(seed: int, round_number: int) -> int:
     words = np.random.SeedSequence([seed, round_number]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
-def _batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
+def _batches(count: int, size: int) -> list[Tensor]:
     """A fresh order of all examples in batches; the last may be small, but a single one is left out of many."""
-    parts = list(torch.split(torch.randperm(count, generator=generator), size))
+    parts = list(torch.split(torch.randperm(count), size))
     return parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
 
 

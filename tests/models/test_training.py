@@ -17,7 +17,7 @@ SETTINGS = TrainingSettings(num_rounds=3, local_epochs=1, learning_rate=2e-3, ba
 
 @pytest.fixture(scope="module")
 def bench():
-    model = press_model()
+    model = press_model(dropout=0.2)
     table = press_rows(300, 0)
     statistics = model.statistics(table)
     data = TrainingData(
