@@ -65,3 +65,7 @@ app.add_typer(policy.app, name="policy")
 def main() -> None:
     """The console script."""
     app(prog_name="dure-agent")
+
+
+if __name__ == "__main__":
+    main()

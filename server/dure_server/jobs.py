@@ -100,7 +100,7 @@ def make_job(
             contract=contract.model_dump(mode="json"),
             codec=draft.codec,
             server_step=draft.server_step,
-            training=draft.training,
+            training=_training(draft),
             rounds=draft.rounds,
             selection_metric=draft.selection_metric,
             seed=draft.seed,
@@ -110,6 +110,19 @@ def make_job(
         problems = "".join(f"\n  - {'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors())
         raise JobDraftError(f"the draft {draft.id!r} does not make a job:{problems}") from error
     return job, initial
+
+
+def _training(draft: JobDraft) -> dict[str, JsonValue]:
+    """The settings that firms train with: the draft's, and what follows from its rounds and codec."""
+    derived: dict[str, JsonValue] = {
+        "num_rounds": draft.rounds,
+        "update_clip": draft.codec.clip,
+        "count_cap": draft.codec.count_cap,
+    }
+    twice = sorted(set(derived) & set(draft.training))
+    if twice:
+        raise JobDraftError(f"training.{twice[0]} follows from `rounds` or `codec`: leave it out of [training]")
+    return draft.training | derived
 
 
 def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> JobFile:

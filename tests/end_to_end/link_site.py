@@ -88,7 +88,7 @@ class LinkSite:
 
     def start(self) -> None:
         with (self.home.logs / "link.log").open("ab") as log:
-            command = [sys.executable, "-m", "dure_server.link", str(self.home.path)]
+            command = [sys.executable, "-m", "dure_server.link", "--home", str(self.home.path)]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], 30)[0], self.log()

@@ -174,7 +174,7 @@ def test_the_desk_is_for_this_user_only(site: LinkSite) -> None:
 
 
 def run_link(home: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "dure_server.link", str(home)]
+    command = [sys.executable, "-m", "dure_server.link", "--home", str(home)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 

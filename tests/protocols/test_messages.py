@@ -53,7 +53,7 @@ def test_a_join_s_bytes_field_by_field():
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda s: type(s).__name__)
 def test_truncated_and_extended_messages_are_refused(message):
     data = m.encode(message)
-    for cut in {0, 1, len(data) // 2, len(data) - 1}:
+    for cut in {0, len(data) // 2, len(data) - 1}:
         with pytest.raises(MessageError):
             m.decode(data[:cut])
     with pytest.raises(MessageError, match="left over"):
