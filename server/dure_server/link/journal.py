@@ -107,9 +107,12 @@ class _Write:
 
 def open_engine(url: str) -> Engine:
     """An engine for the journal: SQLite flushes every commit and takes the write lock at a transaction's start."""
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        if parsed.drivername in {"postgresql", "postgres"}:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return create_engine(parsed, pool_pre_ping=True)
+    engine = create_engine(parsed)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: object, _record: object) -> None:
