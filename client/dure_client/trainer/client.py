@@ -193,6 +193,7 @@ class TrainerClient:
 
     def _connected(self) -> grpc.Channel:
         if self._channel is None:
+            self._scratch.clear()
             self._process = start(
                 self._places,
                 num_threads=self._num_threads,
@@ -231,7 +232,6 @@ class TrainerClient:
             channel.close()
         if process is not None:
             process.close()
-        self._scratch.clear()
 
     def _take(self, name: str, scalar: type[Scalar], length: int) -> NDArray[Scalar]:
         try:

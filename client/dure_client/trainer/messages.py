@@ -86,9 +86,10 @@ _REFUSALS: dict[TrainerCode, RefusalCode] = {
 class TrainerError(DureError):
     """The trainer could not do what was asked. The reason in full is in the firm's own trainer log."""
 
-    def __init__(self, code: TrainerCode, log: str = "") -> None:
+    def __init__(self, code: TrainerCode, log: str = "", *, reason: str = "") -> None:
+        """`log` is where the firm reads more; `reason` is given where the agent itself knows it."""
         more = f"; {log} says more" if log else ""
-        super().__init__(f"the trainer stopped ({code}): {_SAYS[code]}{more}")
+        super().__init__(f"the trainer stopped ({code}): {reason or _SAYS[code]}{more}")
         self.code = code
 
     @property

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dure_client.trainer.messages import TrainerCode, TrainerError
+from dure_client.trainer.scratch import SOCKET_FOLDER
 
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
 _START_POLL_SECONDS = 0.01
@@ -108,26 +109,23 @@ def start(
 def _private_folder(scratch: Path) -> Path:
     """A fresh folder of mode 0700 for the socket: in the scratch folder, or in the system's for temporary files where
     the scratch folder's path is too long for a socket."""
-    inside = Path(tempfile.mkdtemp(prefix="s", dir=scratch))
+    inside = Path(tempfile.mkdtemp(prefix=SOCKET_FOLDER, dir=scratch))
     if _fits(inside):
         return inside
     inside.rmdir()
-    elsewhere = Path(tempfile.mkdtemp(prefix="dure-"))
+    elsewhere = Path(tempfile.mkdtemp(prefix=f"dure-{SOCKET_FOLDER}"))
     if _fits(elsewhere):
         return elsewhere
     elsewhere.rmdir()
-    raise TrainerError(TrainerCode.DID_NOT_START, _too_long(scratch))
+    raise TrainerError(
+        TrainerCode.DID_NOT_START,
+        reason=f"a Unix socket's path may have {MAX_SOCKET_PATH_BYTES} bytes and {scratch} leaves no room; give the "
+        "agent a home with a shorter path, or set TMPDIR to a short one",
+    )
 
 
 def _fits(folder: Path) -> bool:
     return len(os.fsencode(folder / "t.sock")) <= MAX_SOCKET_PATH_BYTES
-
-
-def _too_long(scratch: Path) -> str:
-    return (
-        f"a Unix socket's path may have {MAX_SOCKET_PATH_BYTES} bytes and {scratch} is too long; "
-        "give the agent a home with a shorter path, or set TMPDIR to a short one: this"
-    )
 
 
 def _environment(scratch: Path, num_threads: int, more: Mapping[str, str]) -> dict[str, str]:

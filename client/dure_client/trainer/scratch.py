@@ -6,6 +6,7 @@ it expects.
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 FLOAT32 = np.dtype("<f4").type
 FLOAT64 = np.dtype("<f8").type
+SOCKET_FOLDER = "sock-"  # begins the name of the folder that a running trainer's socket is in
 _ENDINGS = {4: "f32", 8: "f64"}
 
 
@@ -71,7 +73,9 @@ class Scratch:
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove what a dead trainer left behind."""
+        """Remove what a dead agent or trainer left behind. Called while no trainer runs and nothing is lent."""
+        for folder in self._folder.glob(f"{SOCKET_FOLDER}*"):
+            shutil.rmtree(folder, ignore_errors=True)
         for ending in _ENDINGS.values():
             for path in self._folder.glob(f"a-*.{ending}"):
                 path.unlink(missing_ok=True)
