@@ -106,6 +106,7 @@ def test_from_a_proposal_to_an_approval(home: AgentHome) -> None:
     for expected in (
         *("Milling [all plants]", "tabular", "pumps", grouped(LEE.fingerprint), "The policy admits it"),
         *(grouped(job_of().digest().hex()), "no differential privacy", "train_loss"),
+        *("Pumps, simulated", "0 … 10", grouped(CONTRACT.digest())),
     ):
         assert expected in reviewed
     assert run(home, "approve", "job-1", answer="n\n").exit_code == 1

@@ -14,6 +14,7 @@ from dure_client.home import AgentHome, write_file
 from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
 from dure_client.results import JobResult, ResultError
 from dure_models import registry
+from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_models.errors import UnknownModelError
 from dure_protocols.errors import RefusedError
@@ -122,7 +123,7 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
     job = known.job
     rows = Table.grid(padding=(0, 2))
     simulated = " [yellow](simulated data)[/]" if job.simulated else ""
-    contract = job.contract.get("name", "?")
+    contract = DataContract.model_validate(job.contract)
     for name, value in (
         ("Job", f"[bold]{job.id}[/] · {escape(job.title)}{simulated}"),
         ("Consortium", escape(job.consortium)),
@@ -130,12 +131,14 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
         ("State", known.state),
         ("Model", f"{escape(job.model.name)}, {job.model.parameters:,} parameters, options {job.model.options}"),
         ("Model digest", grouped(job.model.digest)),
-        ("Contract", escape(str(contract))),
+        ("Contract", f"{escape(contract.title)} ({contract.name}); check yours with `dure-agent data check`"),
+        ("Contract digest", grouped(contract.digest())),
         ("Rounds", f"{job.rounds}, sums of at least {job.minimum_cohort} firms"),
         ("Travels", f"{job.codec.bits} bits a parameter before headroom, masked; rounds report {_round_metrics(job)}"),
     ):
         rows.add_row(f"[dim]{name}[/]", value)
     out.print(rows)
+    out.print(_columns(contract))
     firms = Table("Firm", "Fingerprint", "Accepted here", box=None, header_style="dim")
     policy, own = Policy.read(home.policy_file), home.config().firm
     for firm, key in job.identities().items():
@@ -151,6 +154,14 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
         out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
     else:
         out.print(f"[green]The policy admits it.[/] To take part: dure-agent approve {job.id}")
+
+
+def _columns(contract: DataContract) -> Table:
+    table = Table("Column", "Role", "Type", "Unit", "Range or categories", box=None, header_style="dim")
+    for column in contract.columns:
+        bounds = f"{column.range[0]:g} … {column.range[1]:g}" if column.range else ", ".join(column.categories)
+        table.add_row(escape(column.name), column.role.value, column.type.value, escape(column.unit), escape(bounds))
+    return table
 
 
 _PRIVACY = (
