@@ -30,16 +30,16 @@ class Asset:
     integrity: str
 
 
-def load_assets() -> dict[str, Asset]:
+def load_assets(folder: Path = FOLDER) -> dict[str, Asset]:
     """Every asset by its path under the folder. Raises AssetError if a vendored file was changed."""
-    assets = {name: _asset(name) for name in _OWN}
-    with (FOLDER / "vendor" / "VENDORED.toml").open("rb") as file:
+    assets = {name: _asset(folder, name) for name in _OWN}
+    with (folder / "vendor" / "VENDORED.toml").open("rb") as file:
         vendored = tomllib.load(file)["file"]
     for each in vendored:
         name = f"vendor/{each['name']}"
-        if hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() != each["sha256"]:
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != each["sha256"]:
             raise AssetError(f"{name} is not {each['package']} {each['version']} as published: install Dure again")
-        assets[name] = _asset(name)
+        assets[name] = _asset(folder, name)
     return assets
 
 
@@ -57,6 +57,6 @@ class AssetFiles(StaticFiles):
         return response
 
 
-def _asset(name: str) -> Asset:
-    digest = hashlib.sha256((FOLDER / name).read_bytes()).digest()
+def _asset(folder: Path, name: str) -> Asset:
+    digest = hashlib.sha256((folder / name).read_bytes()).digest()
     return Asset(f"{URL}/{name}?v={digest.hex()[:12]}", f"sha256-{base64.b64encode(digest).decode()}")
