@@ -1,8 +1,9 @@
 """The agent's loop: one message after the other goes to the firm's app, and its answer to the link.
 
 An answer is on disk, whole, before anything of it leaves. So a message that comes again, after a cut connection or a
-kill at any moment, gets the identical answer, and the app sees no message twice that it has answered. A message that
-nobody waits for any more is dropped. Nothing the app raises leaves but a code; its text stays in this firm's log.
+kill at any moment, gets the identical answer, and the app sees no message twice that it has answered. Only a power cut
+may take an answer's blob; then the answer becomes "state-lost", and never another blob. A message that nobody waits for
+any more is dropped. Nothing the app raises leaves but a code; its text stays in this firm's log.
 
     state/answers/<message id>   the encoded reply
     state/outbox/<sha256>        blobs of replies, until the link has confirmed the reply
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import grpc
 import numpy as np
 
 from dure_client.link import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
@@ -129,9 +131,13 @@ class Agent:
         file = self._answers / message.message_id
         reply = self._recall(file, message)
         if reply is None:
-            reply = self._answer(message)
-            _write_durably(file, reply.encode())
-        self._send(reply, message.expires_at)
+            reply = self._keep(file, self._answer(message))
+        try:
+            self._send(reply, message.expires_at)
+        except _BlobLostError:
+            logger.exception("the firm answers %r that it lost its state", message)
+            lost = message.reply(error_code=RefusalCode.STATE_LOST, created_at=self._clock())
+            self._send(self._keep(file, lost), message.expires_at)
 
     def prune(self) -> None:
         """Delete what nobody will ask for again."""
@@ -142,6 +148,10 @@ class Agent:
         for file in _newest_first(self._outbox):
             if file.stat().st_mtime < now - KEPT_SECONDS:
                 file.unlink()
+
+    def _keep(self, file: Path, reply: Envelope) -> Envelope:
+        _write_durably(file, reply.encode())
+        return reply
 
     def _recall(self, file: Path, message: Envelope) -> Envelope | None:
         try:
@@ -196,8 +206,16 @@ class Agent:
         kind = self._kind_of(reply)
         for ref in reply.blobs:
             file = self._outbox / ref.sha256
-            if file.exists():  # gone once the link has confirmed the reply
+            if not file.exists():  # gone once the link has confirmed the reply
+                continue
+            if file.stat().st_size != ref.size_bytes:
+                raise _BlobLostError(f"{file} was cut by a power failure")
+            try:
                 self._link.upload(file, ref, reply, self._seconds_left(expires_at))
+            except LinkRefusedError as error:
+                if error.status is grpc.StatusCode.DATA_LOSS:
+                    raise _BlobLostError(f"{file} was damaged by a power failure") from error
+                raise
         self._link.reply(reply, kind, self._seconds_left(expires_at))
         for ref in reply.blobs:
             (self._outbox / ref.sha256).unlink(missing_ok=True)
@@ -206,8 +224,15 @@ class Agent:
         return max(1.0, expires_at - self._clock())
 
 
+class _BlobLostError(Exception):
+    """A blob of an answer is no longer what it was when the answer was made."""
+
+
 def spool(array: AnyArray, folder: Path) -> str:
-    """Write an array's raw bytes durably to `folder` under their SHA-256, in one pass. Returns the digest."""
+    """Write an array's raw bytes to `folder` under their SHA-256, in one pass. Returns the digest.
+
+    Not flushed to disk: it survives a kill, and the link checks what a power cut made of it.
+    """
     running, content = hashlib.sha256(), raw_bytes(array)
     aside = folder / f"{os.getpid()}.new"
     with aside.open("wb", buffering=0) as file:
@@ -215,9 +240,7 @@ def spool(array: AnyArray, folder: Path) -> str:
             chunk = content[start : start + CHUNK_BYTES]
             running.update(chunk)
             write_all(file, chunk)
-        os.fsync(file.fileno())
     aside.rename(folder / running.hexdigest())
-    _flush_folder(folder)
     return running.hexdigest()
 
 

@@ -1,10 +1,11 @@
-"""An agent process for the link's tests: `python -m tests.end_to_end.link_agent KEYS STATE ADDRESS FIRM`.
+"""An agent process for the link's tests: `python -m tests.end_to_end.link_agent KEYS STATE ADDRESS FIRM DELAY`.
 
 Its app answers with bytes from the operating system's randomness, so two answers are the same only if one was kept.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ LENGTH = 1 << 20
 CALLS = "calls"
 
 
-def make_app(state: Path) -> ClientApp:
+def make_app(state: Path, delay_seconds: float) -> ClientApp:
     app = ClientApp()
 
     @app.query("dure")
     def answer(message: Message, context: Context) -> Message:
         with (state / CALLS).open("a") as calls:
             calls.write(f"{message.metadata.message_id}\n")
+        time.sleep(delay_seconds)
         order = flower.body_of(message)
         if order == b"refuse":
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "only two firms, says our policy of 2026-01-07")
@@ -46,12 +48,12 @@ def make_app(state: Path) -> ClientApp:
     return app
 
 
-def main(keys: Path, state: Path, address: str, firm: str) -> None:
+def main(keys: Path, state: Path, address: str, firm: str, delay_seconds: str) -> None:
     state.mkdir(parents=True, exist_ok=True)
     link = LinkClient(address, keys, Account())
-    app = flower.FlowerApp(make_app(state))
+    app = flower.FlowerApp(make_app(state, float(delay_seconds)))
     Agent(state, node_id(CONSORTIUM, firm), link, app, kind_of=lambda reply: RecordKind.MASKED_UPDATE).run()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

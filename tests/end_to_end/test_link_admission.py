@@ -35,7 +35,7 @@ def revoke(site: LinkSite, firm: str) -> None:
 
 def reply_once(client: LinkClient, site: LinkSite, firm: str) -> None:
     message = site.message(firm)
-    client.reply(message.reply(b"x", created_at=time.time()), RecordKind.JOIN, patience_seconds=2)
+    client.reply(message.reply(b"x", created_at=time.time()), RecordKind.JOIN, patience_seconds=1)
 
 
 def other_authority() -> Authority:
@@ -201,7 +201,7 @@ def test_a_busy_port_is_named_with_what_to_do(site: LinkSite) -> None:
 def test_the_link_stops_within_a_second_while_agents_and_coordinators_wait(site: LinkSite, firm: str) -> None:
     client = site.client(firm)
     in_background(lambda: list(client.messages()))
-    waiting = threading.Thread(target=lambda: site.replies(site.message(firm), timeout=3), daemon=True)
+    waiting = threading.Thread(target=lambda: site.replies(site.message(firm), timeout=2), daemon=True)
     waiting.start()
     eventually(lambda: firm in site.desk.connected())
     assert site.stop() < 1.0
