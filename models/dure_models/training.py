@@ -98,7 +98,7 @@ def train_round(
     """Train `local_epochs` from the global `parameters` (d,). `module` is scratch space.
 
     The seed orders the batches and draws what the module drops; torch's own random state is left as it was. The
-    optimiser (Adam) starts afresh each round, so a firm that missed a round is in no way behind. Raises MisuseError when
+    optimiser (Adam) starts afresh each round, so a firm that missed a round is in no way behind. Raises MisuseError if
     training ends in values that are not finite.
     """
     module.to(device)
