@@ -12,6 +12,7 @@ Errors: HomeError, with the command that helps.
 """
 
 import os
+import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,14 +245,13 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def _write_aside(path: Path, content: bytes, mode: int) -> Path:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    aside.unlink(missing_ok=True)
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
-    return aside
+        os.fsync(descriptor)
+    return Path(aside)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -21,6 +21,8 @@ from dure_server.store import (
     StoreError,
     UnknownRowError,
 )
+from dure_server.store.database import SCHEMA_VERSION
+from dure_server.store.schema import known_versions
 from dure_server.store.tables import Base, Firm
 from tests.server.conftest import Clock
 from tests.server.samples import job_file
@@ -44,6 +46,10 @@ def test_migrations_make_exactly_the_tables_that_the_code_maps(store: Store, emp
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
     engine.dispose()
+
+
+def test_the_codes_version_is_that_of_the_newest_migration() -> None:
+    assert known_versions()[0] == SCHEMA_VERSION
 
 
 def test_an_empty_store_says_to_run_init(empty_store_url: str) -> None:

@@ -5,13 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 
-import alembic.command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, OperationalError
@@ -30,7 +25,8 @@ from dure_server.store.rounds import Rounds
 from dure_server.store.signoffs import Signoffs
 
 BUSY_TIMEOUT_SECONDS = 10
-_MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA_VERSION = "0001"
+"""The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
 
@@ -140,44 +136,47 @@ class Store:
 
     def check_schema(self) -> None:
         """Raise SchemaError unless the tables are exactly of this program's version."""
-        found, expected = self._versions()
-        if found == expected:
+        found = self._version()
+        if found == SCHEMA_VERSION:
             return
         if found is None:
             raise SchemaError("the store is empty: run `dure-server init` first, or restore a backup")
-        known = {script.revision for script in _scripts().walk_revisions()}
-        if found in known:
+        from dure_server.store.schema import known_versions  # noqa: PLC0415  # slow to load, rarely needed
+
+        if found in known_versions():
             raise SchemaError(
-                f"the store is of version {found}, this dure-server needs {expected}: "
+                f"the store is of version {found}, this dure-server needs {SCHEMA_VERSION}: "
                 "make a backup, then run `dure-server upgrade`"
             )
         raise SchemaError(
-            f"the store is of version {found}, which is newer than this dure-server ({expected}): "
+            f"the store is of version {found}, which is newer than this dure-server ({SCHEMA_VERSION}): "
             "install the dure-server that wrote it, or restore an older backup"
         )
 
     def upgrade(self) -> None:
         """Apply the migrations that are missing. Raises SchemaError if the store is newer than this program."""
-        found, _ = self._versions()
-        if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+        from dure_server.store.schema import known_versions, upgrade  # noqa: PLC0415  # slow to load, rarely needed
+
+        found = self._version()
+        if found is not None and found not in known_versions():
             self.check_schema()
-        config = _alembic_config()
         with self._writing.begin() as connection:
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            upgrade(connection)
 
     def close(self) -> None:
         """Give back all connections."""
         self._engine.dispose()
 
-    def _versions(self) -> tuple[str | None, str]:
+    def _version(self) -> str | None:
         try:
             with self._engine.connect() as connection:
-                found = MigrationContext.configure(connection).get_current_revision()
+                if not inspect(connection).has_table("alembic_version"):
+                    return None
+                found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+                return found
         except OperationalError as error:
             where = self._engine.url.render_as_string(hide_password=True)
             raise StoreError(f"the store {where} cannot be opened: {_reason(error)}") from error
-        return found, str(_scripts().get_current_head())
 
     def __repr__(self) -> str:
         return f"Store({self._engine.url.render_as_string(hide_password=True)})"
@@ -221,17 +220,6 @@ def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_alembic_config())
 
 
 def _reason(error: OperationalError) -> str:
