@@ -205,7 +205,7 @@ def blob(size_bytes: int, seed: int = 0) -> AnyArray:
     return np.random.default_rng(seed).integers(0, 1 << 16, size_bytes // 2, dtype=np.uint16)
 
 
-def eventually(holds: Callable[[], object], seconds: float = 10.0) -> None:
+def eventually(holds: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -160,6 +160,7 @@ def test_kills_at_any_moment_lose_nothing_and_answer_once(
 def test_a_firm_that_does_not_answer_in_time_is_missing_and_the_others_are_there(
     site: LinkSite, grid: GrpcGrid, agent: AgentProcess, firm: str, other: str
 ) -> None:
+    eventually(lambda: firm in grid.connected())
     messages = [ask(grid, name, "job/1/0/a") for name in (firm, other)]
     replies = list(grid.send_and_stream(messages, timeout=2))
     assert [reply.metadata.src_node_id for reply in replies] == [grid.node_of(firm)]

@@ -27,7 +27,7 @@ from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
 from dure_server.link.firms import FirmService, Presence, Renew
 from dure_server.link.gate import Admit, Gate
-from dure_server.link.journal import Journal, Upload, metadata, open_engine
+from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
@@ -35,7 +35,7 @@ from dure_server.store.database import Store
 logger = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH_BYTES: Final = 103  # what every Unix takes; longer ones fail with a text that helps nobody
-STOP_SECONDS: Final = 0.3
+STOP_SECONDS: Final = 0.1  # what is cut off is resumed or repeated
 SWEEP_SECONDS: Final = 3600.0
 KEEP_EXPIRED_SECONDS: Final = 24 * 3600.0
 KEEP_UNUSED_SECONDS: Final = 24 * 3600.0
@@ -94,9 +94,7 @@ class Membership:
 async def serve(settings: LinkSettings, membership: Membership) -> None:
     """Serve until SIGTERM or SIGINT. Raises LinkStartError if something is in the way."""
     with _one_link(settings.lock_file):
-        engine = open_engine(settings.store_url)
-        metadata.create_all(engine)
-        journal = Journal(engine)
+        journal = Journal(open_engine(settings.store_url))
         try:
             await _serve(settings, membership, journal)
         finally:
