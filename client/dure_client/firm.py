@@ -145,8 +145,11 @@ class Firm:
         )
 
     def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
+        home = self._home.path.resolve()  # the trainer works in another folder
         places = TrainerPlaces(
-            scratch=folder.path / "scratch", data=self._home.data_file, log=self._home.logs / "trainer.log"
+            scratch=folder.path.resolve() / "scratch",
+            data=home / self._home.data_file.name,
+            log=home / self._home.logs.name / "trainer.log",
         )
         return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads)
 

@@ -103,8 +103,7 @@ class JobSide:
     ) -> None:
         self._job, self._firm, self._folder, self._trainer = job, firm, folder, trainer
         self._limits, self._randomness = limits, randomness
-        minimum = min(limits.minimum_cohort, len(job.firms))
-        terms = Terms.of(job, minimum_cohort=minimum, minimum_difference=limits.minimum_difference)
+        terms = Terms.of(job, minimum_cohort=limits.minimum_cohort, minimum_difference=limits.minimum_difference)
         self._session = FirmSession(firm, identity, terms, randomness)
         if snapshot := folder.load_session():
             self._session.restore(snapshot)

@@ -138,6 +138,13 @@ def run_arms(task: Task, firms: Sequence[FirmTables], seed: int, grid: Grid = NO
     ]
 
 
+def pooled_scores(task: Task, firms: Sequence[FirmTables], seed: int) -> list[dict[str, float]]:
+    """Each firm's test metrics of a model trained on everyone's rows: what `dure demo` shows and no consortium can."""
+    bench = _Bench(task, firms, seed)
+    pooled = bench.pooled([task.training])
+    return [bench.test(at, pooled.parameters) for at in range(len(firms))]
+
+
 class _Bench:
     """One deal made ready: the firms' split tables, the consortium's statistics, the first model."""
 

@@ -71,6 +71,7 @@ class LocalConsortium:
     _store: Store | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
         link, enrolment, console = _free_ports(3)
         self.settings = ServerSettings(
             consortium=self.name,

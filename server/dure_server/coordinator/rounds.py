@@ -78,6 +78,7 @@ class Coordinator:
         self._published: list[FinishedRound] = []
         self._stands_before: dict[str, int] = {}
         self._attempt = 0
+        self._refused: dict[str, str] = {}
         self.state = GlobalState(job, initial)
 
     def run(self) -> NDArray[np.float32]:
@@ -222,14 +223,22 @@ class Coordinator:
 
     def _why_waiting(self, members: set[str]) -> Situation:
         missing = sorted(set(self._job.firms) - members)
+        connected = self._talk.connected()
+        told = [f"{firm} ({self._why_missing(firm, connected)})" for firm in missing]
         needed = len(self._job.firms) if self.state.round == STATISTICS_ROUND else self._job.minimum_cohort
-        sentence = f"{len(members)} of at least {needed} firms are ready; missing: {', '.join(missing)}"
+        sentence = f"{len(members)} of at least {needed} firms are ready; missing: {', '.join(told)}"
         return Situation("join", sentence, self.state.round, self._attempt, tuple(sorted(members)), tuple(missing))
+
+    def _why_missing(self, firm: str, connected: set[str]) -> str:
+        if firm not in connected:
+            return "not connected"
+        return f"refused: {self._refused[firm]}" if firm in self._refused else "did not answer in time"
 
     def _gather_joins(self, keys: _Keys, invited: set[str]) -> tuple[Join, ...]:
         """Invite; a firm that has missed sums is invited again with all of them."""
         situation = self._situation("join", f"round {self.state.round}: inviting the firms", invited)
         joins: dict[str, Join] = {}
+        self._refused = {}
         behind = {firm: self._stands_before.get(firm, self.state.round - 1) for firm in invited}
         tries = 0
         while behind:
@@ -257,6 +266,8 @@ class Coordinator:
                     )
                 elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
                     behind[heard.firm] = message.next_round
+                else:
+                    self._refused[heard.firm] = _code(heard)
             tries += 1
         return tuple(joins[firm] for firm in sorted(joins))
 

@@ -1,0 +1,76 @@
+"""`dure`: the bench on top of server and agents: demo and benchmarks."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from dure_protocols.errors import DureError
+
+PLAIN_WIDTH = 132  # of tables where there is no terminal to ask
+
+app = typer.Typer(
+    name="dure",
+    help="Try Dure on this machine, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _dure() -> None:
+    """Try Dure on this machine, and measure it."""
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of AI4I 2020 or C-MAPSS as published. Left out: simulated milling.")
+    ] = None,
+    firms: Annotated[int | None, typer.Option(min=3, max=16, help="Number of firms (simulated data).")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Training rounds; left out: what the data was tuned for.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model; left out: the data's own.")] = None,
+    leave: Annotated[
+        bool | None, typer.Option("--exit/--stay", help="Stop when done; without a terminal that is the default.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the figures to this file as JSON.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data, split and training.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to keep everything; left out: a new one in dure-demo.")
+    ] = None,
+) -> None:
+    """Found a consortium on this machine, train a model together, and see what it is worth to each firm."""
+    from dure_lab.demo.course import DemoOptions, run_demo  # noqa: PLC0415  # loads polars and the store
+
+    target = folder or Path("dure-demo") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    stays = sys.stdout.isatty() if leave is None else not leave
+    options = DemoOptions(target, data, firms, rounds, model, seed, stays, report)
+    run_demo(options, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+
+
+def main() -> None:
+    """The console script: what Dure raises on purpose becomes one sentence and exit code 1."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app(standalone_mode=False)
+    except click.Abort:  # Ctrl-C or SIGTERM; what the command had started is ended by now
+        errors.print("[yellow]stopped[/]: everything that was started has been ended")
+        sys.exit(130)
+    except DureError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The demo's course: deal the data, start a consortium, train, compare, report."""
+
+import contextlib
+import signal
+import time
+import webbrowser
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+
+from dure_client.home import write_file
+from dure_client.results import JobResult, ResultError
+from dure_lab.consortium import LocalConsortium, write_draft
+from dure_lab.datasets import ai4i, cmapss, milling
+from dure_lab.datasets.deal import DataSetError, Deal, FirmFiles, read_tables
+from dure_lab.demo.plot import draw
+from dure_lab.demo.report import (
+    DemoReport,
+    FinishedRound,
+    bytes_up_per_parameter,
+    finished_rounds,
+    firm_report,
+    is_encrypted,
+    print_report,
+)
+from dure_lab.demo.show import Show
+from dure_protocols.errors import DureError
+from dure_protocols.job import JobFile
+from dure_server.store import JobState
+
+JOB_ID = "demo"
+SELECTION_METRIC = "validation_loss"
+_TICK_SECONDS = 0.1
+DERIVED_SETTINGS = {"num_rounds", "update_clip", "count_cap"}
+
+
+class DemoError(DureError):
+    """The demo cannot run as asked, or its job did not finish."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line says. `data` None: simulated milling; `rounds`, `firms`, `model` None: the data's own."""
+
+    folder: Path
+    data: Path | None = None
+    firms: int | None = None
+    rounds: int | None = None
+    model: str | None = None
+    seed: int = 1
+    stays: bool = False
+    report: Path | None = None
+
+
+def run_demo(options: DemoOptions, out: Console) -> DemoReport:
+    """Run the demo; everything it started is stopped when this returns or raises.
+
+    Raises DemoError, DataSetError, LocalConsortiumError, and KeyboardInterrupt on Ctrl-C or SIGTERM.
+    """
+    started = time.monotonic()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    deal = _deal(options)
+    with _terminable(), LocalConsortium(options.folder) as consortium, Show(out) as show:
+        show.says(f"{deal.task.title}: {len(deal.firms)} firms")
+        with show.step("Starting the server: link, console, enrolment"):
+            consortium.start_server()
+        out.print(f"  Console: [bold link={consortium.settings.console_url}]{consortium.settings.console_url}[/]")
+        if options.stays:
+            webbrowser.open(consortium.settings.console_url)
+        with show.step("Enrolling the firms: invitation, keys made at the firm, fingerprints compared, approval"):
+            for firm in deal.firms:
+                home = consortium.enrol(firm.name)
+                write_file(home.data_file, _data_toml(firm).encode())
+            consortium.introduce(deal.task.model)
+        with show.step("Starting the agents and approving the job at each firm"):
+            for firm in deal.firms:
+                consortium.start_agent(firm.name)
+            job = consortium.propose(_draft(deal, options))
+            consortium.approve_job(job)
+        first_round = _watch_rounds(consortium, job, show, started)
+        with ThreadPoolExecutor(1, "pooled") as aside:
+            results, pooled = _watch_results(consortium, deal, options, show, aside)
+        report, rounds = _report(consortium, deal, job, results, pooled, first_round - started, started)
+        plot = draw(report, rounds, SELECTION_METRIC, options.folder / "rounds.png")
+        show.close()
+        print_report(report, out, plot)
+        if options.report is not None:
+            options.report.write_text(report.model_dump_json(indent=2) + "\n")
+            out.print(f"The report is in {escape(str(options.report))}")
+        if options.stays:
+            _stay(consortium, out)
+    return report
+
+
+def _deal(options: DemoOptions) -> Deal:
+    random, target = np.random.default_rng(options.seed), options.folder / "data"
+    if options.data is None:
+        deal = milling.deal(target, random, 3 if options.firms is None else options.firms)
+    else:
+        deal = _deal_published(options.data, target, random)
+        if options.firms not in {None, len(deal.firms)}:
+            raise DemoError(f"{deal.task.title} is dealt to {len(deal.firms)} firms; leave --firms out")
+    if options.model not in {None, deal.task.model}:
+        raise DemoError(f"{deal.task.title} is a task for the model {deal.task.model!r}; leave --model out")
+    if len(deal.firms) < 3:
+        raise DemoError("a sum over two firms shows each what the other gave: take --firms 3 or more")
+    if options.rounds is not None:
+        training = deal.task.training.model_copy(update={"num_rounds": options.rounds})
+        deal = replace(deal, task=replace(deal.task, training=training))
+    return deal
+
+
+def _deal_published(source: Path, target: Path, random: np.random.Generator) -> Deal:
+    if any(source.glob("ai4i2020.csv*")):
+        return ai4i.deal(source, target, random)
+    if any(source.glob("train_FD001.txt*")):
+        return cmapss.deal(source, target, random)
+    raise DataSetError(
+        f"{source} holds neither AI4I 2020 (ai4i2020.csv) nor C-MAPSS (train_FD001.txt, …) as published; "
+        "name the folder with those files, or leave --data out for simulated data"
+    )
+
+
+def _data_toml(firm: FirmFiles) -> str:
+    return f'[train]\npaths = ["{firm.train.resolve()}"]\n\n[test]\npaths = ["{firm.test.resolve()}"]\n'
+
+
+def _draft(deal: Deal, options: DemoOptions) -> Path:
+    training = deal.task.training
+    values = {
+        "id": JOB_ID,
+        "title": deal.task.title,
+        "simulated": deal.task.simulated,
+        "model": deal.task.model,
+        "contract": "data/contract.toml",
+        "rounds": training.num_rounds,
+        "selection_metric": SELECTION_METRIC,
+        "seed": options.seed,
+        "codec": {"clip": training.update_clip, "count_cap": training.count_cap},
+        "training": training.model_dump(mode="json", exclude=DERIVED_SETTINGS),
+        "options": deal.task.model_options,
+        "phase_seconds": 600.0,
+    }
+    return write_draft(options.folder / "job.toml", values)
+
+
+def _watch_rounds(consortium: LocalConsortium, job: JobFile, show: Show, started: float) -> float:
+    """Show the rounds until the job is over. Returns when the first training round was published."""
+    first = 0.0
+    with show.rounds(job.rounds) as bar:
+        while True:
+            done = finished_rounds(consortium.store, job.id)
+            with consortium.store.reading() as at:
+                row, progress = at.jobs.get(job.id), at.progress.get(job.id)
+            if not first and any(entry.number >= 1 for entry in done):
+                first = time.monotonic()
+                show.says(f"The first encrypted round was over after {first - started:.1f} s")
+            trained = [entry for entry in done if 1 <= entry.number <= job.rounds]
+            loss = next((f"{e.metrics[SELECTION_METRIC]:.4f}" for e in reversed(done) if e.metrics), "—")
+            bar(len(trained), f"loss {loss} · {progress.sentence if progress else ''}")
+            if row.state is JobState.FINISHED:
+                return first
+            if row.state is not JobState.RUNNING:
+                raise DemoError(f"the job ended as {row.state.value}: {row.reason}; logs are in {consortium.folder}")
+            consortium.check()
+            time.sleep(_TICK_SECONDS)
+
+
+def _watch_results(
+    consortium: LocalConsortium, deal: Deal, options: DemoOptions, show: Show, aside: ThreadPoolExecutor
+) -> tuple[dict[str, JobResult], list[dict[str, float]]]:
+    """Wait for each firm's own model, and train one on pooled data, which only a demo can."""
+    pooled: Future[list[dict[str, float]]] = aside.submit(_pooled, deal, options.seed)
+    results: dict[str, JobResult] = {}
+    with show.step("Each firm trains alone, for comparison; the demo also trains on pooled data, because it can"):
+        while len(results) < len(deal.firms) or not pooled.done():
+            for name, home in consortium.agents.items():
+                if name not in results:
+                    with contextlib.suppress(ResultError):
+                        results[name] = JobResult.read(home.job_folder(JOB_ID) / "result.json")
+            consortium.check()
+            time.sleep(_TICK_SECONDS)
+    return results, pooled.result()
+
+
+def _pooled(deal: Deal, seed: int) -> list[dict[str, float]]:
+    from dure_lab.arms import pooled_scores  # noqa: PLC0415  # loads torch, which the rounds should not wait for
+
+    return pooled_scores(deal.task, read_tables(deal), seed)
+
+
+def _report(
+    consortium: LocalConsortium,
+    deal: Deal,
+    job: JobFile,
+    results: dict[str, JobResult],
+    pooled: list[dict[str, float]],
+    seconds_to_first_round: float,
+    started: float,
+) -> tuple[DemoReport, list[FinishedRound]]:
+    rounds = finished_rounds(consortium.store, job.id)
+    firms = tuple(
+        firm_report(consortium.agents[firm.name], results[firm.name], scores, rounds, firm.name)
+        for firm, scores in zip(deal.firms, pooled, strict=True)
+    )
+    first = next(iter(results.values()))
+    report = DemoReport(
+        data=deal.task.title,
+        simulated=deal.task.simulated,
+        model=job.model.name,
+        parameters=job.model.parameters,
+        primary_metric=first.primary_metric,
+        higher_is_better=first.higher_is_better,
+        rounds=sum(1 <= entry.number <= job.rounds for entry in rounds),
+        seconds_to_first_round=round(seconds_to_first_round, 2),
+        wall_seconds=round(time.monotonic() - started, 2),
+        encrypted=is_encrypted(consortium.agents, job, rounds),
+        bytes_up_per_parameter=round(bytes_up_per_parameter(consortium.agents[deal.firms[0].name], job), 4),
+        ledger_verified=all(firm.ledger_verified for firm in firms),
+        firms=firms,
+    )
+    return report, rounds
+
+
+def _stay(consortium: LocalConsortium, out: Console) -> None:
+    out.print(f"\nThe console stays at [bold]{consortium.settings.console_url}[/]. Ctrl-C stops everything.")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            consortium.check()
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: in order."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
