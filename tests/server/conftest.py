@@ -45,18 +45,16 @@ def empty_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
         if os.environ.get("DURE_NO_SKIP") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+    # A schema a test, not a database: making a database copies some 30 MB and waits for the disk.
     name = f"dure_test_{uuid.uuid4().hex[:12]}"
     plain = make_url(server).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(plain, autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type,unused-ignore]
+        admin.execute(f'CREATE SCHEMA "{name}"')  # type: ignore[arg-type,unused-ignore]
         try:
-            yield (
-                make_url(server)
-                .set(drivername="postgresql+psycopg", database=name)
-                .render_as_string(hide_password=False)
-            )
+            url = make_url(server).set(drivername="postgresql+psycopg")
+            yield url.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
         finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type,unused-ignore]
+            admin.execute(f'DROP SCHEMA "{name}" CASCADE')  # type: ignore[arg-type,unused-ignore]
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def _foreign_csr() -> str:
 def test_a_changed_request_is_refused_and_the_invitation_stays_good(
     operator: Operator,
     service: EnrolmentService,
-    change: dict[str, str],
+    change: dict[str, Any],
     error: type[EnrolmentError],
     says: str,
 ) -> None:

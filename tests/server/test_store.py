@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import StatementError
 
+from dure_server.link import journal
 from dure_server.store import (
     FirmStatus,
     JobState,
@@ -42,9 +43,12 @@ def job(store: Store) -> str:
 
 
 def test_migrations_make_exactly_the_tables_that_the_code_maps(store: Store, empty_store_url: str) -> None:
+    tables = MetaData()
+    for table in (*Base.metadata.tables.values(), *journal.metadata.tables.values()):
+        table.to_metadata(tables)
     engine = create_engine(empty_store_url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), tables) == []
     engine.dispose()
 
 

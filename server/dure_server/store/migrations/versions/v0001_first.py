@@ -138,6 +138,35 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_invitations")),
     )
     op.create_index(op.f("ix_invitations_firm"), "invitations", ["firm"], unique=False)
+    _make_journal()
+
+
+def _make_journal() -> None:
+    """The link's own tables; `dure_server.link.journal` maps them."""
+    op.create_table(
+        "link_blobs",
+        sa.Column("message_id", sa.String(length=32), nullable=False),
+        sa.Column("direction", sa.String(length=4), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("firm", sa.String(length=63), nullable=False),
+        sa.PrimaryKeyConstraint("message_id", "direction", "digest"),
+    )
+    op.create_index("ix_link_blobs_firm_digest", "link_blobs", ["firm", "digest"])
+    op.create_table(
+        "link_messages",
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("firm", sa.String(length=63), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("reply", sa.LargeBinary(), nullable=True),
+        sa.Column("created_at", sa.Float(precision=53), nullable=False),
+        sa.Column("expires_at", sa.Float(precision=53), nullable=False),
+        sa.PrimaryKeyConstraint("number"),
+        sa.UniqueConstraint("id"),
+    )
+    op.create_index("ix_link_messages_firm_number", "link_messages", ["firm", "number"])
+    op.create_index("ix_link_messages_run_id", "link_messages", ["run_id"])
 
 
 def downgrade() -> None:
