@@ -60,7 +60,7 @@ class Command:
         self.home = folder / "home"
         hidden = {HOME_VARIABLE, STORE_VARIABLE}
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
-        self.environment = {**kept, "COLUMNS": "200", "NO_COLOR": "1", HOME_VARIABLE: str(self.home)}
+        self.environment = {**kept, "COLUMNS": "80", "NO_COLOR": "1", HOME_VARIABLE: str(self.home)}
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
         """What the command printed: results, or with `code` 1 its error."""
@@ -265,7 +265,8 @@ def test_the_server_runs_lets_a_firm_in_restarts_what_was_killed_and_stops_whole
     command("invite", "firm-a")
     invitation = read_invitation((command.folder / "firm-a.invitation").read_text())
     joined = join(AgentHome(command.folder / "agent"), invitation, invitation.root_fingerprint)
-    assert "give --fingerprint" not in command("firms")
+    assert "firm-a  joined  not connected" in command("firms")
+    assert joined.identity_fingerprint in "".join(command("firms").split())
     assert "with --fingerprint" in command("approve", "firm-a", code=1)
     assert "not the one given" in command("approve", "firm-a", "--fingerprint", "ab" * 32, code=1)
     assert "is approved" in command("approve", "firm-a", "--fingerprint", joined.identity_fingerprint)

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from dure_protocols.identity import grouped
 from dure_server.commands.common import HomeOption, JsonOption, actor, opened, terminal
@@ -61,14 +60,13 @@ def firms(home: HomeOption, as_json: JsonOption = False) -> None:
     if not rows:
         terminal().print("No firm yet. `dure-server invite FIRM` invites one.")
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("Firm", "Status", "Connected", "Identity fingerprint"):
-        table.add_column(title, no_wrap=True)
+    # Two lines a firm: a fingerprint fills a terminal's width by itself, and must be readable whole.
+    out = terminal()
     for row in rows:
         colour = {FirmStatus.APPROVED: "green", FirmStatus.REVOKED: "red"}.get(row.status, "yellow")
-        key = grouped(row.identity_fingerprint) if row.identity_fingerprint else "—"
-        table.add_row(row.name, f"[{colour}]{row.status.value}[/]", "yes" if row.connected_since else "no", key)
-    terminal().print(table)
+        connected = "connected" if row.connected_since else "not connected"
+        out.print(f"[bold]{row.name}[/]  [{colour}]{row.status.value}[/]  [dim]{connected}[/]")
+        out.print(f"  {grouped(row.identity_fingerprint) if row.identity_fingerprint else 'has not joined yet'}")
 
 
 def approve(
