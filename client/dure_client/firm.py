@@ -20,7 +20,7 @@ from dure_client.policy import Policy, check_decision, check_job
 from dure_client.results import JobResult, ModelReport
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
-from dure_client.trainer.process import TrainerPlaces
+from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
 from dure_models import registry
 from dure_models.digest import model_digest
 from dure_models.errors import ModelsError
@@ -48,8 +48,13 @@ class Firm:
         *,
         randomness: Randomness = os.urandom,
         num_threads: int = 1,
+        trainer_module: str = TRAINER_MODULE,
     ) -> None:
-        """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use."""
+        """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
+
+        `trainer_module`: the process that trains; another than the product's is for benchmarks.
+        """
+        self._trainer_module = trainer_module
         self._home = home
         self._name = home.config().firm
         self._identity = home.identity()
@@ -151,7 +156,7 @@ class Firm:
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
         )
-        return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads)
+        return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads, module=self._trainer_module)
 
     def _write_result(self, opened: "_OpenJob") -> None:
         """Train the firm's own model for comparison and keep both reports, at the firm."""

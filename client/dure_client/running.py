@@ -14,6 +14,7 @@ from dure_client.flower import FlowerApp, client_app
 from dure_client.home import AgentHome
 from dure_client.ledger import Ledger
 from dure_client.link import LinkClient
+from dure_client.trainer.process import TRAINER_MODULE
 from dure_protocols.errors import DureError
 from dure_protocols.frames import node_id
 
@@ -22,7 +23,13 @@ logger = logging.getLogger(__name__)
 RENEWAL_LOOK_SECONDS = 3600.0
 
 
-def run_agent(home: AgentHome, *, num_threads: int = 1, clock: Callable[[], datetime] = utc_now) -> None:
+def run_agent(
+    home: AgentHome,
+    *,
+    num_threads: int = 1,
+    clock: Callable[[], datetime] = utc_now,
+    trainer_module: str = TRAINER_MODULE,
+) -> None:
     """Serve the firm's jobs until SIGTERM or Ctrl-C.
 
     Raises HomeError before the firm has joined, LedgerError if another agent runs on this home, NotAdmittedError when
@@ -32,7 +39,7 @@ def run_agent(home: AgentHome, *, num_threads: int = 1, clock: Callable[[], date
     finish_renewal(home)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(home.ledger_file, home.identity()))
-        firm = Firm(home, num_threads=num_threads)
+        firm = Firm(home, num_threads=num_threads, trainer_module=trainer_module)
         stack.callback(firm.close)
         link = LinkClient(config.link_address, home.keys, ledger)
         stack.callback(link.close)

@@ -7,14 +7,16 @@ import argparse
 import faulthandler
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from dure_client.trainer.messages import TrainingSpec
 from dure_client.trainer.service import TrainerService, make_server
-from dure_client.trainer.session import use_threads
+from dure_client.trainer.session import TrainingSession, use_threads
 
 
-def main() -> None:
-    """Serve until the agent goes."""
+def main(make_session: Callable[[TrainingSpec, Path], TrainingSession] = TrainingSession) -> None:
+    """Serve until the agent goes. Another `make_session` is for benchmarks, which must not measure training."""
     faulthandler.enable()
     parser = argparse.ArgumentParser(prog="dure-trainer", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True)
@@ -24,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.umask(0o077)  # the socket and every file made here are this user's alone
     use_threads(arguments.threads)
-    server = make_server(TrainerService(arguments.scratch, arguments.data), arguments.socket)
+    server = make_server(TrainerService(arguments.scratch, arguments.data, make_session), arguments.socket)
     server.start()
     sys.stdin.buffer.read()
     # A training in progress is not waited for: nobody is left to take its result.

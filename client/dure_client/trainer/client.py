@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from dure_client.trainer import messages as m
 from dure_client.trainer.messages import Method, TrainerCode, TrainerError, TrainingSpec
-from dure_client.trainer.process import TrainerPlaces, TrainerProcess, start
+from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces, TrainerProcess, start
 from dure_client.trainer.scratch import FLOAT32, FLOAT64, Scalar, Scratch, ScratchError
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -73,8 +73,10 @@ class TrainerClient:
         num_threads: int = 1,
         deadlines: Deadlines | None = None,
         environment: Mapping[str, str] | None = None,
+        module: str = TRAINER_MODULE,
     ) -> None:
-        """Nothing is started yet. `environment` adds to the trainer's minimal one."""
+        """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start."""
+        self._module = module
         self._spec = spec
         self._places = places
         self._scratch = Scratch(places.scratch)
@@ -199,6 +201,7 @@ class TrainerClient:
                 num_threads=self._num_threads,
                 timeout_seconds=self._deadlines.start,
                 environment=self._environment,
+                module=self._module,
             )
             limits = [("grpc.max_receive_message_length", m.MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
             self._channel = grpc.insecure_channel(f"unix:{self._process.socket}", options=limits)

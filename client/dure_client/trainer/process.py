@@ -19,6 +19,7 @@ from pathlib import Path
 from dure_client.trainer.messages import TrainerCode, TrainerError
 from dure_client.trainer.scratch import SOCKET_FOLDER
 
+TRAINER_MODULE = "dure_client.trainer"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
 _START_POLL_SECONDS = 0.01
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
@@ -71,7 +72,12 @@ class TrainerProcess:
 
 
 def start(
-    places: TrainerPlaces, *, num_threads: int, timeout_seconds: float, environment: Mapping[str, str] | None = None
+    places: TrainerPlaces,
+    *,
+    num_threads: int,
+    timeout_seconds: float,
+    environment: Mapping[str, str] | None = None,
+    module: str = TRAINER_MODULE,
 ) -> TrainerProcess:
     """Start a trainer and wait until its socket is there.
 
@@ -81,7 +87,7 @@ def start(
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = _private_folder(places.scratch)
     socket = private / "t.sock"
-    command = [sys.executable, "-m", "dure_client.trainer", "--socket", str(socket), "--scratch", str(places.scratch)]
+    command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

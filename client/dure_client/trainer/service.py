@@ -44,10 +44,16 @@ _CODES: tuple[tuple[type[BaseException], TrainerCode], ...] = (
 class TrainerService:
     """Answers one call at a time for one open job."""
 
-    def __init__(self, scratch: Path, data: Path) -> None:
-        """`scratch` is the folder of arrays, `data` the firm's data.toml."""
+    def __init__(
+        self,
+        scratch: Path,
+        data: Path,
+        make_session: Callable[[m.TrainingSpec, Path], TrainingSession] = TrainingSession,
+    ) -> None:
+        """`scratch` is the folder of arrays, `data` the firm's data.toml, `make_session` opens a job on that data."""
         self._scratch = scratch
         self._data = data
+        self._make_session = make_session
         self._session: TrainingSession | None = None
         self._mutex = threading.Lock()
         self._methods: Mapping[Method, Callable[[bytes], BaseModel]] = {
@@ -73,7 +79,7 @@ class TrainerService:
     def _open(self, request: bytes) -> m.Opened:
         asked = _parsed(m.OpenRequest, request)
         self._session = None  # frees the last job's rows before the next are read
-        self._session = TrainingSession(asked.spec, self._data)
+        self._session = self._make_session(asked.spec, self._data)
         train, validation, test = self._session.rows
         metric = self._session.primary_metric
         return m.Opened(

@@ -120,6 +120,7 @@ class JobRecord:
         metrics: Mapping[str, float],
         model_digest: bytes,
         sum_digest: bytes,
+        seconds: Mapping[str, float],
         bytes_up: int,
         bytes_down: int,
     ) -> None:
@@ -133,6 +134,7 @@ class JobRecord:
                 metrics=metrics,
                 model_digest=model_digest.hex(),
                 sum_digest=sum_digest.hex(),
+                seconds=seconds,
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
             )

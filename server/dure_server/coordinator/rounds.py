@@ -5,14 +5,14 @@ is started again repeats its last requests and finds the recorded answers. What 
 `dure_protocols.secagg`; what is public about the model in `dure_protocols.global_state`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_protocols.errors import DureError, IdentityError, RefusalCode, RefusedError
+from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.global_state import (
     STATISTICS_ROUND,
     GlobalState,
@@ -20,51 +20,27 @@ from dure_protocols.global_state import (
     last_round,
     layout_of,
 )
-from dure_protocols.identity import verify
 from dure_protocols.job import JobFile
 from dure_protocols.messages import (
     ARRAY_MASKED,
     MAX_SUMS,
-    Approval,
-    AskKeys,
     Cohort,
-    Establish,
-    Established,
     Finish,
     Invitation,
     Join,
-    KeyAdvertisement,
-    KeyCiphertexts,
     MaskedUpdate,
-    Proposal,
     PublishedSum,
     Refusal,
     Release,
     ReleaseRequest,
-    Reply,
     Request,
-    Roster,
 )
 from dure_protocols.secagg.server import Attempt, check_join, check_release
 from dure_protocols.secagg.terms import Terms
+from dure_server.coordinator.agreement import Agreement, EpochLostError, Keys, code_of
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import FinishedRound, JobRecord, Situation
-
-MAX_EPOCH_TRIES = 5
-M = TypeVar("M", bound=Reply)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """An epoch that every firm holds roots of."""
-
-    epoch: int
-    transcript: bytes
-
-
-class _EpochLostError(DureError):
-    """A firm has no keys of this epoch (any more): agree on new ones."""
 
 
 class Coordinator:
@@ -75,6 +51,8 @@ class Coordinator:
         self._terms = Terms.of(job)
         self._digest = job.digest()
         self._talk = Conversation(job.id, firms, record)
+        self._agreement = Agreement(job, self._talk, record)
+        self._seconds: dict[str, float] = {}
         self._published: list[FinishedRound] = []
         self._stands_before: dict[str, int] = {}
         self._attempt = 0
@@ -87,13 +65,13 @@ class Coordinator:
         Raises JobStoppedError when the operator stops it, JobFailedError when it cannot go on.
         """
         self._catch_up()
-        self._gather_approvals()
-        keys = self._agree_keys()
+        self._agreement.gather_approvals()
+        keys = self._agreement.agree_keys()
         while self.state.round <= last_round(self._job):
             try:
                 self._round(keys)
-            except _EpochLostError:
-                keys = self._agree_keys(fresh=True)
+            except EpochLostError:
+                keys = self._agreement.agree_keys(fresh=True)
         self._finish()
         return self.state.final
 
@@ -106,89 +84,16 @@ class Coordinator:
     def _load(self, done: FinishedRound) -> NDArray[np.uint64]:
         return self._firms.load(done.sum_digest, layout_of(self._job, done.number).words)
 
-    def _gather_approvals(self) -> None:
-        """Propose until every firm of the job has approved exactly this job file, each with its signature."""
-        self._record.ask_signoffs(sorted(self._job.firms))
-        awaited = set(self._job.firms) - self._record.approvals()
-        proposal = Proposal(self._job.to_bytes())
-        asked = 0
-        while awaited:
-            present = awaited & self._talk.connected()
-            if present:
-                situation = Situation("proposal", "asking the firms to approve the job", members=tuple(sorted(present)))
-                # Every time is another request: an agent answers a repeated one with what it said before.
-                key = f".{self._record.now_milliseconds()}.{asked}"
-                asked += 1
-                for heard in self._talk.ask(dict.fromkeys(present, proposal), situation, key=key, patience_seconds=30):
-                    if self._hear_approval(heard):
-                        awaited.discard(heard.firm)
-                self._talk.forget()
-            if awaited:
-                self._talk.pause(self._why_not_started(awaited))
-
-    def _hear_approval(self, heard: Heard) -> bool:
-        message = heard.message
-        if isinstance(message, Approval) and message.job_digest == self._digest:
-            try:
-                key = self._terms.firms[heard.firm]
-                verify(key, message.signature, "dure approval", self._digest, heard.firm.encode())
-            except IdentityError:
-                self._record.refused(heard.firm, RefusalCode.SIGNATURE)
-                return False
-            self._record.approved(heard.firm, message.signature)
-            return True
-        code = message.code if isinstance(message, Refusal) else RefusalCode.MALFORMED
-        self._record.refused(heard.firm, code)
-        return False
-
-    def _why_not_started(self, awaited: set[str]) -> Situation:
-        absent = sorted(awaited - self._talk.connected())
-        undecided = sorted(awaited - set(absent))
-        parts = [f"{', '.join(absent)} to connect"] if absent else []
-        parts += [f"{', '.join(undecided)} to approve the job"] if undecided else []
-        members, names = tuple(sorted(self._job.firms)), tuple(sorted(awaited))
-        return Situation("proposal", f"waiting for {' and for '.join(parts)}", members=members, waiting_for=names)
-
-    def _agree_keys(self, *, fresh: bool = False) -> _Keys:
-        """Hybrid keys between every two firms, once an epoch. Goes on with the epoch that stands unless `fresh`."""
-        refused = ""
-        for _ in range(MAX_EPOCH_TRIES):
-            epoch = self._record.begin_epoch() if fresh or not self._record.epoch() else self._record.epoch()
-            try:
-                return self._agree_epoch(epoch)
-            except _EpochLostError as error:
-                refused, fresh = str(error), True
-        raise JobFailedError(f"the firms could not agree on keys in {MAX_EPOCH_TRIES} epochs; last: {refused}")
-
-    def _agree_epoch(self, epoch: int) -> _Keys:
-        def everyone(request: Request, expected: type[M], phase: str, sentence: str) -> dict[str, M]:
-            situation = Situation(phase, sentence, attempt=epoch, members=tuple(sorted(self._job.firms)))
-            replies: dict[str, M] = {}
-            for heard in self._talk.ask(dict.fromkeys(sorted(self._job.firms), request), situation, keep=True):
-                if not isinstance(heard.message, expected):
-                    raise _EpochLostError(f"{heard.firm} refused in phase {phase}: {_code(heard)}")
-                replies[heard.firm] = heard.message
-            return replies
-
-        advertisements = everyone(AskKeys(self._digest, epoch), KeyAdvertisement, "keys", "making keys")
-        roster = Roster(self._digest, epoch, tuple(advertisements[firm] for firm in sorted(advertisements)))
-        ciphertexts = everyone(roster, KeyCiphertexts, "roster", "checking each other's keys")
-        establish = Establish(self._digest, epoch, tuple(ciphertexts[firm] for firm in sorted(ciphertexts)))
-        established = everyone(establish, Established, "establish", "agreeing on pair keys")
-        transcripts = {message.transcript for message in established.values()}
-        if len(transcripts) != 1:
-            raise _EpochLostError("the firms saw different keys")
-        return _Keys(epoch, transcripts.pop())
-
-    def _round(self, keys: _Keys) -> None:
+    def _round(self, keys: Keys) -> None:
         """One round: attempts until one is complete, then publish its sum and move on."""
         number = self.state.round
         excluded: set[str] = set()
         while True:
             fixed = self._record.open_attempt(number)
             self._attempt = fixed[0] if fixed else max(self._record.next_attempt(number), self._attempt + 1)
-            self._talk.bytes_down = 0
-            joins = self._gather_joins(keys, set(fixed[1]) if fixed else set(self._job.firms) - excluded)
+            self._talk.bytes_down, self._seconds = 0, {}
+            with self._timed("join"):
+                joins = self._gather_joins(keys, set(fixed[1]) if fixed else set(self._job.firms) - excluded)
             members = {join.firm for join in joins}
             if fixed and members != set(fixed[1]):
                 lost = ", ".join(sorted(set(fixed[1]) - members))
@@ -200,16 +105,25 @@ class Coordinator:
                 continue
             self._record.begin_attempt(number, self._attempt, sorted(members))
             attempt = Attempt(self._terms, keys.transcript, self._place(keys), joins, self.state.hash)
-            receipts, dropped, bytes_up = self._gather_updates(keys, attempt, joins)
+            with self._timed("update"):
+                receipts, dropped, bytes_up = self._gather_updates(keys, attempt, joins)
             if dropped:
                 self._record.abandon_attempt(number, self._attempt, _told(dropped))
                 excluded |= set(dropped)
                 continue
-            self._publish(attempt, self._gather_releases(keys, attempt, receipts), bytes_up)
+            with self._timed("release"):
+                releases = self._gather_releases(keys, attempt, receipts)
+            self._publish(attempt, releases, bytes_up)
             self._attempt = 0
             return
 
-    def _place(self, keys: _Keys) -> tuple[int, int, int]:
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self._seconds[phase] = round(time.monotonic() - started, 4)
+
+    def _place(self, keys: Keys) -> tuple[int, int, int]:
         return keys.epoch, self.state.round, self._attempt
 
     def _situation(self, phase: str, sentence: str, members: set[str] | tuple[str, ...]) -> Situation:
@@ -234,7 +148,7 @@ class Coordinator:
             return "not connected"
         return f"refused: {self._refused[firm]}" if firm in self._refused else "did not answer in time"
 
-    def _gather_joins(self, keys: _Keys, invited: set[str]) -> tuple[Join, ...]:
+    def _gather_joins(self, keys: Keys, invited: set[str]) -> tuple[Join, ...]:
         """Invite; a firm that has missed sums is invited again with all of them."""
         situation = self._situation("join", f"round {self.state.round}: inviting the firms", invited)
         joins: dict[str, Join] = {}
@@ -258,7 +172,7 @@ class Coordinator:
                         joins[heard.firm] = message
                         self._stands_before[heard.firm] = self.state.round
                 elif isinstance(message, Refusal) and message.code is RefusalCode.STATE_LOST:
-                    raise _EpochLostError(f"{heard.firm} has lost its keys")
+                    raise EpochLostError(f"{heard.firm} has lost its keys")
                 elif isinstance(message, Refusal) and message.code is RefusalCode.ALREADY_RELEASED:
                     raise JobFailedError(
                         f"{heard.firm} has released in round {self.state.round} before and will not train on its model"
@@ -267,7 +181,7 @@ class Coordinator:
                 elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
                     behind[heard.firm] = message.next_round
                 else:
-                    self._refused[heard.firm] = _code(heard)
+                    self._refused[heard.firm] = code_of(heard)
             tries += 1
         return tuple(joins[firm] for firm in sorted(joins))
 
@@ -277,7 +191,7 @@ class Coordinator:
         return refusal.code is RefusalCode.GLOBAL_MODEL and stands_behind
 
     def _invitations(
-        self, keys: _Keys, stands_before: Mapping[str, int]
+        self, keys: Keys, stands_before: Mapping[str, int]
     ) -> tuple[dict[str, Request], dict[str, dict[str, bytes]]]:
         invitations: dict[str, Request] = {}
         arrays = {}
@@ -291,7 +205,7 @@ class Coordinator:
         missing = [done for done in self._published if done.number >= next_round][:MAX_SUMS]
         return tuple(PublishedSum(done.number, done.members, done.sum_digest) for done in missing)
 
-    def _is_valid_join(self, keys: _Keys, join: Join) -> bool:
+    def _is_valid_join(self, keys: Keys, join: Join) -> bool:
         try:
             check_join(self._terms, keys.transcript, self._place(keys), join)
         except RefusedError:
@@ -299,7 +213,7 @@ class Coordinator:
         return join.model_hash == self.state.hash
 
     def _gather_updates(
-        self, keys: _Keys, attempt: Attempt, joins: tuple[Join, ...]
+        self, keys: Keys, attempt: Attempt, joins: tuple[Join, ...]
     ) -> tuple[dict[str, MaskedUpdate], dict[str, str], int]:
         """Add each masked vector as it comes. Returns receipts, who dropped out and why, and the bytes received."""
         what = "training" if is_training(self._job, self.state.round) else "computing sums"
@@ -314,7 +228,7 @@ class Coordinator:
             bytes_up += heard.size_bytes
             receipt, vector = heard.message, heard.arrays.get(ARRAY_MASKED)
             if not isinstance(receipt, MaskedUpdate) or vector is None:
-                dropped[heard.firm] = _code(heard)
+                dropped[heard.firm] = code_of(heard)
                 continue
             if heard.digests[ARRAY_MASKED] != receipt.vector_digest or vector.dtype != np.uint64:
                 dropped[heard.firm] = RefusalCode.MALFORMED.value
@@ -329,7 +243,7 @@ class Coordinator:
         return receipts, dropped | dict.fromkeys(sorted(absent), "no answer in time"), bytes_up
 
     def _gather_releases(
-        self, keys: _Keys, attempt: Attempt, receipts: Mapping[str, MaskedUpdate]
+        self, keys: Keys, attempt: Attempt, receipts: Mapping[str, MaskedUpdate]
     ) -> dict[str, Release]:
         """Ask every member to open its self mask. There is no going on without one: we wait for whoever is away.
 
@@ -352,7 +266,7 @@ class Coordinator:
 
     def _check_release(self, attempt: Attempt, heard: Heard) -> str:
         if not isinstance(heard.message, Release):
-            return _code(heard)
+            return code_of(heard)
         try:
             check_release(self._terms, attempt.context, heard.firm, heard.message)
         except RefusedError as error:
@@ -361,9 +275,10 @@ class Coordinator:
 
     def _publish(self, attempt: Attempt, releases: Mapping[str, Release], bytes_up: int) -> None:
         number, members = self.state.round, attempt.members
-        total = attempt.unmask(releases)
-        sum_digest = self._firms.share(total)
-        outcome = self.state.advance(total, len(members))
+        with self._timed("publish"):
+            total = attempt.unmask(releases)
+            sum_digest = self._firms.share(total)
+            outcome = self.state.advance(total, len(members))
         self._record.finish_round(
             number,
             self._attempt,
@@ -371,6 +286,7 @@ class Coordinator:
             metrics=outcome.metrics,
             model_digest=self.state.digest,
             sum_digest=sum_digest,
+            seconds=self._seconds,
             bytes_up=bytes_up,
             bytes_down=self._talk.bytes_down + total.nbytes * len(members),
         )
@@ -390,11 +306,6 @@ class Coordinator:
         for _ in self._talk.ask(requests, situation, arrays=arrays, patience_seconds=self._job.phase_seconds):
             pass
         self._record.show(Situation("finished", "the job is finished", members=tuple(firms)))
-
-
-def _code(heard: Heard) -> str:
-    message = heard.message
-    return message.code.value if isinstance(message, Refusal) else f"unexpected {type(message).__name__}"
 
 
 def _told(dropped: Mapping[str, str]) -> str:

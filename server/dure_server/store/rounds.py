@@ -27,7 +27,9 @@ class Rounds:
                 f"attempt {attempt} at round {number} of job {job} is {row.state.value}; take the next one"
             )
         if row is None:
-            row = Round(job=job, number=number, attempt=attempt, state=RoundState.RUNNING, reason="", metrics={})
+            row = Round(
+                job=job, number=number, attempt=attempt, state=RoundState.RUNNING, reason="", metrics={}, seconds={}
+            )
             row.bytes_up, row.bytes_down, row.started_at = 0, 0, self._now
             self._session.add(row)
         row.members = sorted(members)
@@ -44,6 +46,7 @@ class Rounds:
         metrics: Mapping[str, float],
         model_digest: str,
         sum_digest: str,
+        seconds: Mapping[str, float] | None = None,
         bytes_up: int = 0,
         bytes_down: int = 0,
         members: Sequence[str] | None = None,
@@ -61,7 +64,7 @@ class Rounds:
         row.state, row.finished_at = RoundState.FINISHED, self._now
         row.count, row.metrics = count, dict(metrics)
         row.model_digest, row.sum_digest = model_digest, sum_digest
-        row.bytes_up, row.bytes_down = bytes_up, bytes_down
+        row.bytes_up, row.bytes_down, row.seconds = bytes_up, bytes_down, dict(seconds or {})
         if members is not None:
             row.members = sorted(members)
         self._session.flush()

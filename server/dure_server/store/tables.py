@@ -218,6 +218,8 @@ class Round(Base):
     model_digest: Mapped[str | None] = mapped_column(Fingerprint)
     """SHA-256 of the model after this round."""
     sum_digest: Mapped[str | None] = mapped_column(Fingerprint)
+    seconds: Mapped[dict[str, float]] = mapped_column(JSON)
+    """Wall time of each phase: join, update, release, publish."""
     bytes_up: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
     started_at: Mapped[datetime] = mapped_column(UtcTime)

@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("members", sa.JSON(), nullable=False),
         sa.Column("count", sa.Double(), nullable=True),
         sa.Column("metrics", sa.JSON(), nullable=False),
+        sa.Column("seconds", sa.JSON(), nullable=False),
         sa.Column("model_digest", sa.String(length=64), nullable=True),
         sa.Column("sum_digest", sa.String(length=64), nullable=True),
         sa.Column("bytes_up", sa.BigInteger(), nullable=False),

@@ -1,0 +1,139 @@
+"""What comes before rounds: every firm's approval of the job, and pair keys between every two firms, once an epoch."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dure_protocols.errors import DureError, IdentityError, RefusalCode
+from dure_protocols.identity import verify
+from dure_protocols.job import JobFile
+from dure_protocols.messages import (
+    Approval,
+    AskKeys,
+    Establish,
+    Established,
+    JobRequest,
+    KeyAdvertisement,
+    KeyCiphertexts,
+    Proposal,
+    Refusal,
+    Reply,
+    Roster,
+)
+from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
+from dure_server.coordinator.record import JobRecord, Situation
+
+MAX_EPOCH_TRIES = 5
+M = TypeVar("M", bound=Reply)
+
+# What asking again does not mend: a person at the firm, or the operator, has to do something first.
+_FINAL_CODES = frozenset(
+    {
+        RefusalCode.REJECTED_BY_FIRM,
+        RefusalCode.UNKNOWN_MODEL,
+        RefusalCode.MODEL_DIGEST,
+        RefusalCode.SIGNATURE,
+        RefusalCode.UNKNOWN_JOB,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """An epoch that every firm holds roots of."""
+
+    epoch: int
+    transcript: bytes
+
+
+class EpochLostError(DureError):
+    """A firm has no keys of this epoch (any more): agree on new ones."""
+
+
+class Agreement:
+    """Approvals and keys of one job. `gather_approvals` first, then `agree_keys`, again whenever an epoch is lost."""
+
+    def __init__(self, job: JobFile, talk: Conversation, record: JobRecord) -> None:
+        self._job, self._talk, self._record = job, talk, record
+        self._digest = job.digest()
+
+    def gather_approvals(self) -> None:
+        """Propose until every firm of the job has approved exactly this job file, each with its signature."""
+        self._record.ask_signoffs(sorted(self._job.firms))
+        awaited = set(self._job.firms) - self._record.approvals()
+        proposal = Proposal(self._job.to_bytes())
+        asked = 0
+        while awaited:
+            present = awaited & self._talk.connected()
+            if present:
+                situation = Situation("proposal", "asking the firms to approve the job", members=tuple(sorted(present)))
+                # Every time is another request: an agent answers a repeated one with what it said before.
+                key = f".{self._record.now_milliseconds()}.{asked}"
+                asked += 1
+                for heard in self._talk.ask(dict.fromkeys(present, proposal), situation, key=key, patience_seconds=30):
+                    if self._hear_approval(heard):
+                        awaited.discard(heard.firm)
+                self._talk.forget()
+            if awaited:
+                self._talk.pause(self._why_not_started(awaited))
+
+    def _hear_approval(self, heard: Heard) -> bool:
+        message = heard.message
+        if isinstance(message, Approval) and message.job_digest == self._digest:
+            try:
+                key = self._job.identities()[heard.firm]
+                verify(key, message.signature, "dure approval", self._digest, heard.firm.encode())
+            except IdentityError:
+                self._record.refused(heard.firm, RefusalCode.SIGNATURE)
+                return False
+            self._record.approved(heard.firm, message.signature)
+            return True
+        code = message.code if isinstance(message, Refusal) else RefusalCode.MALFORMED
+        self._record.refused(heard.firm, code)
+        return False
+
+    def _why_not_started(self, awaited: set[str]) -> Situation:
+        absent = sorted(awaited - self._talk.connected())
+        undecided = sorted(awaited - set(absent))
+        parts = [f"{', '.join(absent)} to connect"] if absent else []
+        parts += [f"{', '.join(undecided)} to approve the job"] if undecided else []
+        members, names = tuple(sorted(self._job.firms)), tuple(sorted(awaited))
+        return Situation("proposal", f"waiting for {' and for '.join(parts)}", members=members, waiting_for=names)
+
+    def agree_keys(self, *, fresh: bool = False) -> Keys:
+        """Hybrid keys between every two firms, once an epoch. Goes on with the epoch that stands unless `fresh`."""
+        refused = ""
+        for _ in range(MAX_EPOCH_TRIES):
+            epoch = self._record.begin_epoch() if fresh or not self._record.epoch() else self._record.epoch()
+            try:
+                return self._agree_epoch(epoch)
+            except EpochLostError as error:
+                refused, fresh = str(error), True
+        raise JobFailedError(f"the firms could not agree on keys in {MAX_EPOCH_TRIES} epochs; last: {refused}")
+
+    def _agree_epoch(self, epoch: int) -> Keys:
+        def everyone(request: JobRequest, expected: type[M], phase: str, sentence: str) -> dict[str, M]:
+            situation = Situation(phase, sentence, attempt=epoch, members=tuple(sorted(self._job.firms)))
+            replies: dict[str, M] = {}
+            for heard in self._talk.ask(dict.fromkeys(sorted(self._job.firms), request), situation, keep=True):
+                if isinstance(heard.message, Refusal) and heard.message.code in _FINAL_CODES:
+                    raise JobFailedError(f"{heard.firm} refused the job: {heard.message.code.value}; its log says more")
+                if not isinstance(heard.message, expected):
+                    raise EpochLostError(f"{heard.firm} refused in phase {phase}: {code_of(heard)}")
+                replies[heard.firm] = heard.message
+            return replies
+
+        advertisements = everyone(AskKeys(self._digest, epoch), KeyAdvertisement, "keys", "making keys")
+        roster = Roster(self._digest, epoch, tuple(advertisements[firm] for firm in sorted(advertisements)))
+        ciphertexts = everyone(roster, KeyCiphertexts, "roster", "checking each other's keys")
+        establish = Establish(self._digest, epoch, tuple(ciphertexts[firm] for firm in sorted(ciphertexts)))
+        established = everyone(establish, Established, "establish", "agreeing on pair keys")
+        transcripts = {message.transcript for message in established.values()}
+        if len(transcripts) != 1:
+            raise EpochLostError("the firms saw different keys")
+        return Keys(epoch, transcripts.pop())
+
+
+def code_of(heard: Heard) -> str:
+    """What a firm refused with, for the operator."""
+    message = heard.message
+    return message.code.value if isinstance(message, Refusal) else f"unexpected {type(message).__name__}"
