@@ -13,17 +13,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, RecordDict
 
 from dure_protocols.errors import DureError
-from dure_protocols.frames import COORDINATOR_NODE_ID
 from dure_protocols.job import JobFile
 from dure_server.coordinator.conversation import JobFailedError, JobStoppedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import JobRecord
 from dure_server.coordinator.rounds import Coordinator
-from dure_server.flower import GrpcGrid
-from dure_server.flower_app import server_app
+from dure_server.flower import GrpcGrid, run_over_link
 from dure_server.jobs import FINAL_MODEL_FILE, INITIAL_MODEL_FILE
 from dure_server.settings import ServerHome
 from dure_server.store import JobState, Store
@@ -50,9 +47,8 @@ def coordinate(home: ServerHome, job_id: str) -> None:
 
     run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
     grid = GrpcGrid(home.desk_socket, home.uploads, home.released, run_id, settings.consortium)
-    context = Context(run_id, COORDINATOR_NODE_ID, {}, RecordDict(), {})
     try:
-        server_app(course)(grid, context)
+        run_over_link(course, grid)
     except JobFailedError as error:
         record.set_state(JobState.FAILED, str(error))
         raise

@@ -1,35 +1,77 @@
-"""The coordinator as a Flower ServerApp, on whatever Grid it is given: Dure's link, simulation, a stock SuperLink."""
+"""What the coordinator asks of the firms (`coordinator.firms.Firms`), over Dure's own Grid or any other."""
 
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from flwr.app import Context, Message
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import Message
+from flwr.serverapp import Grid
 
 from dure_protocols.errors import MessageError
 from dure_protocols.frames import DURE_MESSAGE_TYPE, AnyArray, raw_bytes
 from dure_protocols.messages import Hello, Present, decode, encode
 from dure_protocols.secagg.codec import Words
-from dure_server.coordinator.firms import Answer, Ask, Firms
-from dure_server.flower import GrpcGrid, HeldArray, LinkFirms, arrays_of, body_of, content
+from dure_server.coordinator.firms import Answer, Ask
+from dure_server.flower.content import HeldArray, arrays_of, body_of, content
+from dure_server.flower.grid import GrpcGrid
 
 NO_ARRAYS: Mapping[str, bytes] = MappingProxyType({})
-REQUEST_SECONDS = 7 * 24 * 3600.0  # how long a request counts; the coordinator's own patience is far shorter
 
 
-def server_app(course: Callable[[Firms], None]) -> ServerApp:
-    """A ServerApp that runs one job's course, `coordinator.Coordinator.run`, over the Grid it is started with."""
-    app = ServerApp()
+class LinkFirms:
+    """What the coordinator asks of the firms (`coordinator.firms.Firms`), over a GrpcGrid."""
 
-    @app.main()
-    def main(grid: Grid, context: Context) -> None:  # noqa: ARG001  # the face is flwr's
-        course(LinkFirms(grid, REQUEST_SECONDS) if isinstance(grid, GrpcGrid) else GridFirms(grid))
+    def __init__(self, grid: GrpcGrid, ttl_seconds: float) -> None:
+        """`ttl_seconds`: how long a request counts for anything."""
+        self._grid = grid
+        self._ttl_seconds = ttl_seconds
 
-    return app
+    def connected(self) -> set[str]:
+        """The firms whose agents are connected now, by their certificates."""
+        return set(self._grid.connected())
+
+    def node_of(self, firm: str) -> int | None:
+        """A firm's node id, connected or not."""
+        return self._grid.node_of(firm)
+
+    def push(self, asks: Sequence[Ask]) -> list[str]:
+        """Send requests; returns their ids in order. The same request twice has the same id and is sent once."""
+        return list(self._grid.push_messages(self._message(ask) for ask in asks))
+
+    def receive(self, ids: Sequence[str], timeout: float) -> Iterator[Answer]:
+        """Answers to these requests as they come, until all are here or `timeout` seconds are over."""
+        for reply in self._grid.receive(ids, timeout=timeout):
+            yield _link_answer(reply)
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Drop requests, their answers and the answers' arrays."""
+        self._grid.desk.forget(ids)
+
+    def share(self, vector: Words) -> bytes:
+        """Store a vector durably where every firm may fetch it. Returns its SHA-256, 32 bytes."""
+        return bytes.fromhex(self._grid.share(vector).sha256)
+
+    def load(self, digest: bytes, num_words: int) -> Words:
+        """A vector that was shared before, mapped."""
+        return self._grid.shared(digest.hex(), "uint64", (num_words,)).numpy().view(np.uint64)
+
+    def _message(self, ask: Ask) -> Message:
+        arrays = {name: self._grid.shared_words(digest.hex()) for name, digest in ask.arrays.items()}
+        return Message(
+            content(ask.body, arrays), ask.node, DURE_MESSAGE_TYPE, group_id=ask.place.group, ttl=self._ttl_seconds
+        )
+
+
+def _link_answer(reply: Message) -> Answer:
+    ask_id, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
+    if reply.has_error():
+        return Answer(ask_id, node, error=reply.error.reason or "")
+    arrays = arrays_of(reply)
+    digests = {name: bytes.fromhex(array.sha256) for name, array in arrays.items() if isinstance(array, HeldArray)}
+    return Answer(ask_id, node, body_of(reply), {name: array.numpy() for name, array in arrays.items()}, digests)
 
 
 class GridFirms:
@@ -76,7 +118,7 @@ class GridFirms:
         while missing:
             waiting = [ask_id for ask_id in missing if ask_id not in self._answers]
             for reply in self._grid.pull_messages(waiting) if waiting else ():
-                self._answers[reply.metadata.reply_to_message_id] = _answer(reply)
+                self._answers[reply.metadata.reply_to_message_id] = _grid_answer(reply)
             for ask_id in [ask_id for ask_id in missing if ask_id in self._answers]:
                 del missing[ask_id]
                 yield self._answers[ask_id]
@@ -117,7 +159,7 @@ def _name_in(reply: Message) -> str | None:
     return message.firm if isinstance(message, Present) else None
 
 
-def _answer(reply: Message) -> Answer:
+def _grid_answer(reply: Message) -> Answer:
     ask_id, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
     if reply.has_error():
         return Answer(ask_id, node, error="app-failed")

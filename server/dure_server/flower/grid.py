@@ -1,111 +1,27 @@
-"""Where the server meets Flower, and the only place: flwr's Grid over the link, and Dure's one form of `Message`.
+"""flwr's Grid over Dure's link.
 
-A Flower message of Dure is RecordDict{"dure": ConfigRecord{"body": bytes}} and, where there are arrays, {"arrays":
-ArrayRecord}; anything else is refused with MisuseError. Arrays that arrive stay mapped files, so memory is that of one
-model however many firms there are. A message's id follows from its run, group, type and node: pushing it again after a
-restart changes nothing and finds the recorded reply.
-
-Public names of flwr only, but for `TaskIdentity`: `Message(content, node, type)` reads it, so a process has one run.
+Arrays that arrive stay mapped files, so memory is that of one model however many firms there are. A message's id
+follows from its run, group, type and node: pushing it again after a restart changes nothing and finds the recorded
+reply.
 """
 
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-import numpy as np
+from flwr.app import Array, Error, Message, Metadata, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from dure_protocols.errors import MisuseError
-from dure_protocols.frames import (
-    COORDINATOR_NODE_ID,
-    DURE_MESSAGE_TYPE,
-    AnyArray,
-    ArrayRef,
-    Envelope,
-    node_id,
-)
-from dure_protocols.secagg.codec import Words
-from dure_server.coordinator.firms import Answer, Ask
+from dure_protocols.frames import COORDINATOR_NODE_ID, AnyArray, ArrayRef, Envelope, node_id
+from dure_server.flower.content import HeldArray, arrays_of, body_of, content
 from dure_server.link.blobs import map_array, store_array
 from dure_server.link.desk_client import DeskClient
 from dure_server.link.desk_frames import Parcel
 
-# Before flwr is imported: a consortium's server tells nobody outside that it exists.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
-
-BODY_RECORD: Final = "dure"
-BODY_KEY: Final = "body"
-ARRAY_RECORD: Final = "arrays"
 APP_FAILED: Final = 2  # flwr's number for "the ClientApp raised"; the reason is a code and never a text
-
-
-class HeldArray(Array):
-    """A Flower Array around an ndarray (a mapped file, or memory), serialised only if a runtime asks for bytes.
-
-    `sha256`: of the raw little-endian bytes, where somebody has checked it; "" where nobody has.
-    """
-
-    def __init__(self, ndarray: AnyArray, sha256: str = "") -> None:
-        self.__dict__.update(ndarray=ndarray, sha256=sha256)
-        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), "numpy.ndarray", b"")
-
-    @property
-    def data(self) -> bytes:
-        """The bytes as Flower's own runtimes carry them."""
-        return Array(self.numpy()).data
-
-    @data.setter
-    def data(self, _value: bytes) -> None:
-        pass
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the raw bytes, or ""."""
-        return str(self.__dict__["sha256"])
-
-    def numpy(self) -> AnyArray:
-        """The array itself, not a copy."""
-        held: AnyArray = self.__dict__["ndarray"]
-        return held
-
-
-# Flower's own runtimes write a class's name into what they carry and read it back by that name.
-HeldArray.__qualname__ = Array.__qualname__
-
-
-def content(body: bytes, arrays: Mapping[str, Array] | None = None) -> RecordDict:
-    """A message's content in Dure's one form."""
-    records = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body})})
-    if arrays:
-        record = ArrayRecord()
-        for name, array in arrays.items():  # filled key by key: ArrayRecord(dict) would copy every array
-            record[name] = array
-        records[ARRAY_RECORD] = record
-    return records
-
-
-def body_of(message: Message) -> bytes:
-    """The body of a message. Raises MisuseError if the message is not of Dure's form."""
-    if not message.has_content() or set(message.content) - {BODY_RECORD, ARRAY_RECORD}:
-        raise MisuseError("a message of Dure has the records 'dure' and 'arrays' and no others")
-    record = message.content.get(BODY_RECORD)
-    if not isinstance(record, ConfigRecord) or set(record) != {BODY_KEY} or not isinstance(record[BODY_KEY], bytes):
-        raise MisuseError("a message of Dure has its body, as bytes, in the record 'dure' and nothing else there")
-    return bytes(record[BODY_KEY])
-
-
-def arrays_of(message: Message) -> dict[str, Array]:
-    """The arrays of a message, by name. Raises MisuseError if it is not of Dure's form."""
-    record = message.content.get(ARRAY_RECORD, ArrayRecord())
-    if not isinstance(record, ArrayRecord):
-        raise MisuseError("the record 'arrays' of a message of Dure holds arrays")
-    return dict(record.items())
 
 
 class GrpcGrid(Grid):
@@ -267,56 +183,3 @@ class GrpcGrid(Grid):
             held = map_array(file, ref.dtype, ref.shape) if ref.inline is None else ref.view(ref.inline)
             arrays[ref.name] = HeldArray(held, ref.sha256)
         return Message(content=content(reply.body, arrays), metadata=metadata)  # type: ignore[call-overload, no-any-return]
-
-
-class LinkFirms:
-    """What the coordinator asks of the firms (`coordinator.firms.Firms`), over a GrpcGrid."""
-
-    def __init__(self, grid: GrpcGrid, ttl_seconds: float) -> None:
-        """`ttl_seconds`: how long a request counts for anything."""
-        self._grid = grid
-        self._ttl_seconds = ttl_seconds
-
-    def connected(self) -> set[str]:
-        """The firms whose agents are connected now, by their certificates."""
-        return set(self._grid.connected())
-
-    def node_of(self, firm: str) -> int | None:
-        """A firm's node id, connected or not."""
-        return self._grid.node_of(firm)
-
-    def push(self, asks: Sequence[Ask]) -> list[str]:
-        """Send requests; returns their ids in order. The same request twice has the same id and is sent once."""
-        return list(self._grid.push_messages(self._message(ask) for ask in asks))
-
-    def receive(self, ids: Sequence[str], timeout: float) -> Iterator[Answer]:
-        """Answers to these requests as they come, until all are here or `timeout` seconds are over."""
-        for reply in self._grid.receive(ids, timeout=timeout):
-            yield _answer(reply)
-
-    def forget(self, ids: Sequence[str]) -> None:
-        """Drop requests, their answers and the answers' arrays."""
-        self._grid.desk.forget(ids)
-
-    def share(self, vector: Words) -> bytes:
-        """Store a vector durably where every firm may fetch it. Returns its SHA-256, 32 bytes."""
-        return bytes.fromhex(self._grid.share(vector).sha256)
-
-    def load(self, digest: bytes, num_words: int) -> Words:
-        """A vector that was shared before, mapped."""
-        return self._grid.shared(digest.hex(), "uint64", (num_words,)).numpy().view(np.uint64)
-
-    def _message(self, ask: Ask) -> Message:
-        arrays = {name: self._grid.shared_words(digest.hex()) for name, digest in ask.arrays.items()}
-        return Message(
-            content(ask.body, arrays), ask.node, DURE_MESSAGE_TYPE, group_id=ask.place.group, ttl=self._ttl_seconds
-        )
-
-
-def _answer(reply: Message) -> Answer:
-    ask_id, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-    if reply.has_error():
-        return Answer(ask_id, node, error=reply.error.reason or "")
-    arrays = arrays_of(reply)
-    digests = {name: bytes.fromhex(array.sha256) for name, array in arrays.items() if isinstance(array, HeldArray)}
-    return Answer(ask_id, node, body_of(reply), {name: array.numpy() for name, array in arrays.items()}, digests)
