@@ -56,6 +56,30 @@ def demo(
     run_demo(options, Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH))
 
 
+bench = typer.Typer(help="Measurements.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command(name="round")
+def bench_round_command(
+    firms: Annotated[int, typer.Option(min=2, max=16)] = 3,
+    parameters: Annotated[int, typer.Option(min=1)] = 10_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after two to warm up.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Time an encrypted round without training: real processes, mutual TLS, fsync, masks."""
+    from dure_lab.bench.round import bench_round  # noqa: PLC0415  # loads the store
+
+    result = bench_round(firms, parameters, rounds)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    for phase, spread in result.seconds.items():
+        print(f"{phase:10} {spread.median:.3f} s ({spread.minimum:.3f}–{spread.maximum:.3f})")
+    print(f"up {result.bytes_up:,} B ({result.bytes_up_per_parameter:.3f} a parameter), down {result.bytes_down:,} B")
+    print("peak MiB  ", ", ".join(f"{kind} {peak}" for kind, peak in result.peak_rss_mib.items()))
+
+
 def main() -> None:
     """The console script: what Dure raises on purpose becomes one sentence and exit code 1."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)

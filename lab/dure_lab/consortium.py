@@ -125,12 +125,11 @@ class LocalConsortium:
                 lines = [f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines]
             write_file(home.policy_file, ("\n".join(lines) + "\n").encode())
 
-    def start_agent(self, firm: str) -> None:
-        """Start a firm's agent."""
-        home = self.agents[firm]
-        self._start(
-            firm, ["-m", "dure_client.cli", "run", "--home", str(home.path)], self.folder / "firms" / f"{firm}.log"
-        )
+    def start_agent(self, firm: str, *, module: str = "") -> None:
+        """Start a firm's agent: `dure-agent run`, or another module for a benchmark."""
+        program = ["-m", module] if module else ["-m", "dure_client.cli", "run"]
+        arguments = [*program, "--home", str(self.agents[firm].path)]
+        self._start(firm, arguments, self.folder / "firms" / f"{firm}.log")
 
     def propose(self, draft: Path) -> JobFile:
         """Make a job of a draft and start it: from here on its coordinator asks the firms to approve."""

@@ -34,7 +34,7 @@ class JobDraft(BaseModel):
     """What the operator writes (TOML): everything a person decides about a job.
 
     contract: path of the contract's TOML file, relative to the draft; firms: those that take part, all approved firms
-    unless listed.
+    unless listed; selection_metric: the model's own unless given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class JobDraft(BaseModel):
     server_step: ServerStepTerms = ServerStepTerms()
     training: dict[str, JsonValue] = {}
     rounds: int = Field(gt=0)
-    selection_metric: str | None = "validation_loss"
+    selection_metric: str | None = None
     seed: int = 0
     phase_seconds: float = 120.0
 
@@ -102,7 +102,7 @@ def make_job(
             server_step=draft.server_step,
             training=_training(draft),
             rounds=draft.rounds,
-            selection_metric=draft.selection_metric,
+            selection_metric=draft.selection_metric or model.selection_metric,
             seed=draft.seed,
             phase_seconds=draft.phase_seconds,
         )

@@ -34,7 +34,6 @@ from dure_protocols.job import JobFile
 from dure_server.store import JobState
 
 JOB_ID = "demo"
-SELECTION_METRIC = "validation_loss"
 _TICK_SECONDS = 0.1
 DERIVED_SETTINGS = {"num_rounds", "update_clip", "count_cap"}
 
@@ -86,7 +85,7 @@ def run_demo(options: DemoOptions, out: Console) -> DemoReport:
         with ThreadPoolExecutor(1, "pooled") as aside:
             results, pooled = _watch_results(consortium, deal, options, show, aside)
         report, rounds = _report(consortium, deal, job, results, pooled, first_round - started, started)
-        plot = draw(report, rounds, SELECTION_METRIC, options.folder / "rounds.png")
+        plot = draw(report, rounds, job.selection_metric or "", options.folder / "rounds.png")
         show.close()
         print_report(report, out, plot)
         if options.report is not None:
@@ -139,7 +138,6 @@ def _draft(deal: Deal, options: DemoOptions) -> Path:
         "model": deal.task.model,
         "contract": "data/contract.toml",
         "rounds": training.num_rounds,
-        "selection_metric": SELECTION_METRIC,
         "seed": options.seed,
         "codec": {"clip": training.update_clip, "count_cap": training.count_cap},
         "training": training.model_dump(mode="json", exclude=DERIVED_SETTINGS),
@@ -151,7 +149,7 @@ def _draft(deal: Deal, options: DemoOptions) -> Path:
 
 def _watch_rounds(consortium: LocalConsortium, job: JobFile, show: Show, started: float) -> float:
     """Show the rounds until the job is over. Returns when the first training round was published."""
-    first = 0.0
+    first, chosen_by = 0.0, job.selection_metric or ""
     with show.rounds(job.rounds) as bar:
         while True:
             done = finished_rounds(consortium.store, job.id)
@@ -161,8 +159,9 @@ def _watch_rounds(consortium: LocalConsortium, job: JobFile, show: Show, started
                 first = time.monotonic()
                 show.says(f"The first encrypted round was over after {first - started:.1f} s")
             trained = [entry for entry in done if 1 <= entry.number <= job.rounds]
-            loss = next((f"{e.metrics[SELECTION_METRIC]:.4f}" for e in reversed(done) if e.metrics), "—")
-            bar(len(trained), f"loss {loss} · {progress.sentence if progress else ''}")
+            measured = [entry.metrics[chosen_by] for entry in done if chosen_by in entry.metrics]
+            loss = f"{measured[-1]:.4f}" if measured else "—"
+            bar(len(trained), f"{chosen_by} {loss} · {progress.sentence if progress else ''}")
             if row.state is JobState.FINISHED:
                 return first
             if row.state is not JobState.RUNNING:

@@ -1,0 +1,1 @@
+"""`dure bench`: measurements that print JSON. `round` times an encrypted round over real processes."""
