@@ -1,6 +1,5 @@
-"""Stores to test over: SQLite always, PostgreSQL where DURE_TEST_POSTGRES names a database server."""
+"""Stores to test over: SQLite always, PostgreSQL where it is installed or named (tests/postgres.py)."""
 
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,8 +10,6 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from dure_server.store import Store
-
-POSTGRES_VARIABLE = "DURE_TEST_POSTGRES"
 
 
 class Clock:
@@ -39,12 +36,7 @@ def empty_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'store.sqlite'}"
         return
-    server = os.environ.get(POSTGRES_VARIABLE)
-    if not server:
-        reason = f"{POSTGRES_VARIABLE} names no PostgreSQL server (postgresql://user:password@host/database)"
-        if os.environ.get("DURE_NO_SKIP") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    server = str(request.getfixturevalue("postgres_url"))
     # A schema a test, not a database: making a database copies some 30 MB and waits for the disk.
     name = f"dure_test_{uuid.uuid4().hex[:12]}"
     plain = make_url(server).set(drivername="postgresql").render_as_string(hide_password=False)
