@@ -80,6 +80,31 @@ def bench_round_command(
     print("peak MiB  ", ", ".join(f"{kind} {peak}" for kind, peak in result.peak_rss_mib.items()))
 
 
+@bench.command(name="gain")
+def bench_gain_command(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of AI4I 2020 or C-MAPSS; left out: simulated milling.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2)] = 5,
+    firms: Annotated[int | None, typer.Option(min=3, max=16, help="Number of firms (simulated data).")] = None,
+    tune: Annotated[bool, typer.Option(help="Let each arm choose its learning rate on validation rows.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """Alone, federated and pooled over several seeds: is the gain more than noise?"""
+    from dure_lab.bench.gain import bench_gain  # noqa: PLC0415  # loads torch
+
+    result = bench_gain(data, seeds, firms, tune=tune)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    print(f"{result.data}: {result.metric}, mean ± sd over {seeds} seeds")
+    for firm in result.firms:
+        values = (f"{name} {value[0]:.3f} ± {value[1]:.3f}" for name, value in firm if isinstance(value, tuple))
+        verdict = "beats noise" if firm.beats_noise else "within noise"
+        share = f"{100 * firm.share_of_pooled:.0f} % of pooled"
+        print(f"{firm.name:14} {'  '.join(values)}  won {firm.seeds_won}/{seeds}, {verdict}, {share}")
+
+
 def main() -> None:
     """The console script: what Dure raises on purpose becomes one sentence and exit code 1."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)

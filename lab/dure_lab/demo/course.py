@@ -16,8 +16,8 @@ from rich.markup import escape
 from dure_client.home import write_file
 from dure_client.results import JobResult, ResultError
 from dure_lab.consortium import LocalConsortium, write_draft
-from dure_lab.datasets import ai4i, cmapss, milling
-from dure_lab.datasets.deal import DataSetError, Deal, FirmFiles, read_tables
+from dure_lab.datasets import catalogue
+from dure_lab.datasets.deal import Deal, FirmFiles, read_tables, write_deal
 from dure_lab.demo.plot import draw
 from dure_lab.demo.report import (
     DemoReport,
@@ -97,13 +97,9 @@ def run_demo(options: DemoOptions, out: Console) -> DemoReport:
 
 
 def _deal(options: DemoOptions) -> Deal:
-    random, target = np.random.default_rng(options.seed), options.folder / "data"
-    if options.data is None:
-        deal = milling.deal(target, random, 3 if options.firms is None else options.firms)
-    else:
-        deal = _deal_published(options.data, target, random)
-        if options.firms not in {None, len(deal.firms)}:
-            raise DemoError(f"{deal.task.title} is dealt to {len(deal.firms)} firms; leave --firms out")
+    data = catalogue.find(options.data, options.firms)
+    tables = data.tables(np.random.default_rng(options.seed))
+    deal = write_deal(data.task, tables, options.folder / "data")
     if options.model not in {None, deal.task.model}:
         raise DemoError(f"{deal.task.title} is a task for the model {deal.task.model!r}; leave --model out")
     if len(deal.firms) < 3:
@@ -112,17 +108,6 @@ def _deal(options: DemoOptions) -> Deal:
         training = deal.task.training.model_copy(update={"num_rounds": options.rounds})
         deal = replace(deal, task=replace(deal.task, training=training))
     return deal
-
-
-def _deal_published(source: Path, target: Path, random: np.random.Generator) -> Deal:
-    if any(source.glob("ai4i2020.csv*")):
-        return ai4i.deal(source, target, random)
-    if any(source.glob("train_FD001.txt*")):
-        return cmapss.deal(source, target, random)
-    raise DataSetError(
-        f"{source} holds neither AI4I 2020 (ai4i2020.csv) nor C-MAPSS (train_FD001.txt, …) as published; "
-        "name the folder with those files, or leave --data out for simulated data"
-    )
 
 
 def _data_toml(firm: FirmFiles) -> str:
