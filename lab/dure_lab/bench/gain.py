@@ -72,12 +72,13 @@ def bench_gain(
         seeds=num_seeds,
         learning_rates=grid.learning_rates or (rate,),
         firms=tuple(_firm(gain) for gain in arms.gains(model, results)),
-        every_seed=tuple(
-            {"firm": result.name, "seed": result.seed}
-            | {arm.value: round(scores[metric.name], 4) for arm, scores in result.metrics.items()}
-            for result in results
-        ),
+        every_seed=tuple(_seed(result, metric.name) for result in results),
     )
+
+
+def _seed(result: arms.FirmResult, metric: str) -> dict[str, str | int | float]:
+    scores = {arm.value: round(values[metric], 4) for arm, values in result.metrics.items()}
+    return {"firm": result.name, "seed": result.seed, **scores}
 
 
 def _firm(gain: arms.Gain) -> FirmGain:
