@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -63,20 +64,29 @@ App = Callable[[Envelope, Mapping[str, AnyArray]], Answer]
 
 
 def ledger_kind(reply: Envelope) -> RecordKind:
-    """What a reply is, if it may leave at all (design, section 7).
+    """What a reply is, if it may leave at all: an error carries a code that is known, and the rest `answer_kind` says.
 
-    (1) An error carries a code that is known. (2) A body is exactly one of the answers in `messages`. (3) Arrays travel
-    with a masked update only, and there is one: the masked vector. Raises MisuseError.
+    Raises MisuseError.
     """
-    if reply.error_code is not None:  # (1)
+    if reply.error_code is not None:
         RefusalCode(reply.error_code)
         return RecordKind.REFUSAL
-    kind = _KIND_OF_BODY.get(messages.decode(reply.body).kind)  # (2)
+    return answer_kind(reply.body, {ref.name for ref in reply.arrays})
+
+
+def answer_kind(body: bytes, arrays: AbstractSet[str]) -> RecordKind:
+    """What an answer is, if it may leave at all (design, section 7). arrays: the names of those that travel with it.
+
+    (1) The body is exactly one of the answers in `messages`. (2) Arrays travel with a masked update only, and there is
+    one: the masked vector. Raises MisuseError, or MessageError for a body that is no message.
+    """
+    message = messages.decode(body)
+    kind = _KIND_OF_BODY.get(message.kind)  # (1)
     if kind is None:
-        raise MisuseError(f"a reply to {reply.message_type} is no message that may leave the firm")
+        raise MisuseError(f"{type(message).__name__} is no message that may leave the firm")
     allowed = {messages.ARRAY_MASKED} if kind is RecordKind.MASKED_UPDATE else set()
-    if extra := {ref.name for ref in reply.arrays} - allowed:  # (3)
-        raise MisuseError(f"arrays {sorted(extra)} may not leave with a reply to {reply.message_type}")
+    if extra := arrays - allowed:  # (2)
+        raise MisuseError(f"arrays {sorted(extra)} may not leave with {type(message).__name__}")
     return kind
 
 

@@ -7,13 +7,14 @@ Only public names of flwr are used. `Message(metadata=…)` is how flwr itself r
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from dure_client.agent import Answer
 from dure_client.job_side import Given, Reaction
-from dure_protocols.errors import MisuseError, RefusalCode
+from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import DURE_MESSAGE_TYPE, AnyArray, Envelope, raw_bytes
 from dure_protocols.messages import encode
 
@@ -21,12 +22,15 @@ from dure_protocols.messages import encode
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
+
+logger = logging.getLogger(__name__)
 
 BODY_RECORD: Final = "dure"
 BODY_KEY: Final = "body"
 ARRAY_RECORD: Final = "arrays"
+APP_FAILED: Final = 2  # flwr's number for "the ClientApp raised"
 
 
 class HeldArray(Array):
@@ -156,15 +160,23 @@ def _digest(array: Array) -> bytes:
 def client_app(answer: Callable[[bytes, Given], Reaction]) -> ClientApp:
     """The firm's side as a Flower ClientApp: one kind of message, answered by `Firm.answer`.
 
-    The same on the link, in Flower's simulation and on a stock SuperNode. It runs what this firm has installed; a
-    message brings bytes and arrays, never code.
+    The same on the link, in one process with others and on a stock SuperNode. It runs what this firm has installed; a
+    message brings bytes and arrays, never code. Flower's runtimes send the text of what an app raises to the server, so
+    nothing is raised: the reply then is an error whose reason is a code, and the text goes to the firm's log.
     """
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:  # noqa: ARG001  # the face is flwr's
-        given = Given(arrays_of(message), digests_of(message))
-        reaction = answer(body_of(message), given)
-        return Message(content(encode(reaction.message), reaction.arrays), reply_to=message)
+        try:
+            reaction = answer(body_of(message), Given(arrays_of(message), digests_of(message)))
+            return Message(content(encode(reaction.message), reaction.arrays), reply_to=message)
+        except RefusedError as error:
+            logger.warning("refused: %s: %s", error.code, error)
+            code = error.code
+        except Exception:
+            logger.exception("the firm's app failed")
+            code = RefusalCode.INTERNAL
+        return Message(Error(APP_FAILED, code.value), reply_to=message)
 
     app.query(DURE_MESSAGE_TYPE.removeprefix("query."))(handle)
     return app

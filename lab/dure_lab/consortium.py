@@ -22,8 +22,8 @@ from typing import Self
 from dure_client.approvals import Verdict, decide, known_jobs
 from dure_client.enrolment import join
 from dure_client.home import AgentHome, write_file
-from dure_client.policy import allow_model, pin_firm, read_text
-from dure_models.digest import model_digest
+from dure_client.policy import read_text
+from dure_lab.homes import introduce
 from dure_protocols.errors import DureError
 from dure_protocols.invitation import read_invitation
 from dure_protocols.job import JobFile
@@ -110,12 +110,7 @@ class LocalConsortium:
 
     def introduce(self, model: str) -> None:
         """Each firm pins every other firm's fingerprint and puts the installed model on its allow-list."""
-        fingerprints = {name: home.identity().fingerprint for name, home in self.agents.items()}
-        for name, home in self.agents.items():
-            text = allow_model(read_text(home.policy_file), model, model_digest(model))
-            for other, value in fingerprints.items():
-                text = text if other == name else pin_firm(text, other, value)
-            write_file(home.policy_file, text.encode())
+        introduce(self.agents, model)
 
     def set_policy(self, **values: int) -> None:
         """Change numbers of every firm's policy, as its people would in the file."""

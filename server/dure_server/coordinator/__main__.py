@@ -12,48 +12,26 @@ import logging
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
-from dure_server.coordinator.conversation import JobFailedError, JobStoppedError
-from dure_server.coordinator.firms import Firms
-from dure_server.coordinator.record import JobRecord
-from dure_server.coordinator.rounds import Coordinator
-from dure_server.flower import GrpcGrid, run_over_link
-from dure_server.jobs import FINAL_MODEL_FILE, INITIAL_MODEL_FILE
+from dure_server.coordinator.conversation import JobStoppedError
+from dure_server.coordinator.course import Course, run_job
+from dure_server.flower import GrpcGrid, run_app, server_app
 from dure_server.settings import ServerHome
-from dure_server.store import JobState, Store
 
 logger = logging.getLogger(__name__)
 
 
 def coordinate(home: ServerHome, job_id: str) -> None:
-    """Run one job to its end and keep what became of it. Raises JobFailedError."""
-    settings = home.settings()
-    store = Store.open(home.store_url(settings))
-    with store.reading() as at:
-        job = JobFile.from_bytes(at.jobs.get(job_id).body)
-    folder = home.job_folder(job.id)
-    record = JobRecord(store, job.id)
+    """Run one job over the link, as a Flower ServerApp. Raises JobFailedError, JobStoppedError."""
+    consortium = home.settings().consortium
 
-    def course(firms: Firms) -> None:
-        initial = np.fromfile(folder / INITIAL_MODEL_FILE, "<f4")
-        final = Coordinator(job, initial, firms, record).run()
-        aside = folder / f"{FINAL_MODEL_FILE}.part"
-        final.tofile(aside)
-        aside.replace(folder / FINAL_MODEL_FILE)
-        record.set_state(JobState.FINISHED)
+    def drive(job: JobFile, course: Course) -> None:
+        run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
+        grid = GrpcGrid(home.desk_socket, home.uploads, home.released, run_id, consortium)
+        run_app(server_app(course, home.released), grid, run_id)
 
-    run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
-    grid = GrpcGrid(home.desk_socket, home.uploads, home.released, run_id, settings.consortium)
-    try:
-        run_over_link(course, grid)
-    except JobFailedError as error:
-        record.set_state(JobState.FAILED, str(error))
-        raise
-    finally:
-        store.close()
+    run_job(home, job_id, drive)
 
 
 def main() -> int:

@@ -14,19 +14,20 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from dure_server.flower.app import run_over_link, server_app
+from dure_server.flower.app import run_app, server_app
 from dure_server.flower.content import HeldArray, arrays_of, body_of, content
-from dure_server.flower.firms import GridFirms, LinkFirms
+from dure_server.flower.firms import GridFirms, GridFirmsError, LinkFirms
 from dure_server.flower.grid import GrpcGrid
 
 __all__ = [
     "GridFirms",
+    "GridFirmsError",
     "GrpcGrid",
     "HeldArray",
     "LinkFirms",
     "arrays_of",
     "body_of",
     "content",
-    "run_over_link",
+    "run_app",
     "server_app",
 ]

@@ -1,0 +1,43 @@
+"""A job's course as one function, whatever drives it: the supervisor's process over the link, or a stock SuperLink."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dure_protocols.job import JobFile
+from dure_server.coordinator.conversation import JobFailedError
+from dure_server.coordinator.firms import Firms
+from dure_server.coordinator.record import JobRecord
+from dure_server.coordinator.rounds import Coordinator
+from dure_server.jobs import FINAL_MODEL_FILE, INITIAL_MODEL_FILE
+from dure_server.settings import ServerHome
+from dure_server.store import JobState, Store
+
+Course = Callable[[Firms], None]
+"""Runs a job to its end over the firms it is given."""
+
+
+def run_job(home: ServerHome, job_id: str, drive: Callable[[JobFile, Course], None]) -> None:
+    """Let `drive` run a job's course, and keep what became of it. Raises JobFailedError, JobStoppedError."""
+    store = Store.open(home.store_url(home.settings()))
+    try:
+        with store.reading() as at:
+            job = JobFile.from_bytes(at.jobs.get(job_id).body)
+        folder = home.job_folder(job.id)
+        record = JobRecord(store, job.id)
+
+        def course(firms: Firms) -> None:
+            initial = np.fromfile(folder / INITIAL_MODEL_FILE, "<f4")
+            final = Coordinator(job, initial, firms, record).run()
+            aside = folder / f"{FINAL_MODEL_FILE}.part"
+            final.tofile(aside)
+            aside.replace(folder / FINAL_MODEL_FILE)
+            record.set_state(JobState.FINISHED)
+
+        try:
+            drive(job, course)
+        except JobFailedError as error:
+            record.set_state(JobState.FAILED, str(error))
+            raise
+    finally:
+        store.close()
