@@ -190,6 +190,8 @@ class JobSide:
     def _finish(self, request: Finish, given: Given) -> Reaction:
         self._apply(request.sums, given)
         self._folder.save_array(self._folder.final_file.name, self.state.final)
+        self._session.retire()
+        self._store_session()
         return Reaction(Finished(self._firm, self.state.hash))
 
     def _apply(self, sums: tuple[PublishedSum, ...], given: Given) -> None:

@@ -53,6 +53,7 @@ class Phase(IntEnum):
     MASKED = 4
     UPLOADED = 5
     RELEASED = 6
+    RETIRED = 7
 
 
 @dataclass
@@ -121,7 +122,8 @@ class FirmSession:
         return bool(self._state.roots)
 
     def advertise(self, epoch: int) -> KeyAdvertisement:
-        """Begin an epoch with fresh keys. Verifies: (1) the epoch is newer than any before."""
+        """Begin an epoch with fresh keys. Verifies: (1) the epoch is newer than any before, and the job not over."""
+        self._check_not_retired()
         if epoch <= self._state.epoch:  # (1)
             raise RefusedError(RefusalCode.REPLAY, f"epoch {epoch} is not newer than epoch {self._state.epoch}")
         old = self._state
@@ -207,6 +209,7 @@ class FirmSession:
         (3) no sum was released on this model before. The ratchet moves to the round: older roots are gone.
         """
         state = self._state
+        self._check_not_retired()
         if not state.roots or invitation.epoch != state.epoch:  # (1)
             raise RefusedError(RefusalCode.STATE_LOST, f"this firm holds no pair keys of epoch {invitation.epoch}")
         place = (invitation.round, invitation.attempt)
@@ -309,6 +312,12 @@ class FirmSession:
         signature = self._sign("dure release", state.context, self._firm.encode(), seed)
         return Release(self._firm, state.context, seed, signature)
 
+    def retire(self) -> None:
+        """The job is over: erase every key and take part no more. What was released stays known."""
+        state = self._state
+        state.phase, state.roots, state.self_seed = Phase.RETIRED, (), _NO_HASH
+        state.ephemeral, state.secrets = b"", ()
+
     def may_have_published(self, round_: int, members: tuple[str, ...]) -> bool:
         """Whether a published sum over `members` fits what this firm did: it released to exactly them, or not at all.
 
@@ -320,6 +329,10 @@ class FirmSession:
         if round_ == state.released_round:
             return tuple(sorted(members)) == state.released_members
         return round_ < state.released_round or self._firm not in members
+
+    def _check_not_retired(self) -> None:
+        if self._state.phase is Phase.RETIRED:
+            raise RefusedError(RefusalCode.OUT_OF_ORDER, "the job is over at this firm; its keys are erased")
 
     def _sign(self, label: str, *parts: bytes) -> bytes:
         return self._identity.sign(label, self._terms.job_digest, *parts)

@@ -100,9 +100,14 @@ class Conversation:
     def pause(self, situation: Situation, seconds: float = LOOK_UP_SECONDS) -> None:
         """Wait a moment for something outside, saying why. Raises JobStoppedError."""
         self._record.show(situation)
-        if not self._record.should_run():
-            raise JobStoppedError(f"job {self._job} was paused or stopped")
-        time.sleep(seconds)
+        until = self._clock() + seconds
+        while True:
+            if not self._record.should_run():
+                raise JobStoppedError(f"job {self._job} was paused or stopped")
+            left = until - self._clock()
+            if left <= 0:
+                return
+            time.sleep(min(left, LOOK_UP_SECONDS))
 
     def _push(
         self,

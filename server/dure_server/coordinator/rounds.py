@@ -43,6 +43,9 @@ from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import FinishedRound, JobRecord, Situation
 
 
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between attempts that too few firms took part in
+
+
 class Coordinator:
     """Runs one job over `firms`, writing to `record`. Made once a process; call `run`."""
 
@@ -88,6 +91,7 @@ class Coordinator:
         """One round: attempts until one is complete, then publish its sum and move on."""
         number = self.state.round
         excluded: set[str] = set()
+        pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             fixed = self._record.open_attempt(number)
             self._attempt = fixed[0] if fixed else max(self._record.next_attempt(number), self._attempt + 1)
@@ -101,7 +105,8 @@ class Coordinator:
                 continue
             if not self._is_enough(members):
                 excluded = set()
-                self._talk.pause(self._why_waiting(members))
+                self._talk.pause(self._why_waiting(members), pause_seconds)
+                pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
                 continue
             self._record.begin_attempt(number, self._attempt, sorted(members))
             attempt = Attempt(self._terms, keys.transcript, self._place(keys), joins, self.state.hash)
@@ -110,6 +115,7 @@ class Coordinator:
             if dropped:
                 self._record.abandon_attempt(number, self._attempt, _told(dropped))
                 excluded |= set(dropped)
+                self._refused |= dropped
                 continue
             with self._timed("release"):
                 releases = self._gather_releases(keys, attempt, receipts)
@@ -146,13 +152,12 @@ class Coordinator:
     def _why_missing(self, firm: str, connected: set[str]) -> str:
         if firm not in connected:
             return "not connected"
-        return f"refused: {self._refused[firm]}" if firm in self._refused else "did not answer in time"
+        return self._refused.get(firm, "no answer in time")
 
     def _gather_joins(self, keys: Keys, invited: set[str]) -> tuple[Join, ...]:
         """Invite; a firm that has missed sums is invited again with all of them."""
         situation = self._situation("join", f"round {self.state.round}: inviting the firms", invited)
         joins: dict[str, Join] = {}
-        self._refused = {}
         behind = {firm: self._stands_before.get(firm, self.state.round - 1) for firm in invited}
         tries = 0
         while behind:
@@ -170,6 +175,7 @@ class Coordinator:
                 if isinstance(message, Join):
                     if self._is_valid_join(keys, message):
                         joins[heard.firm] = message
+                        self._refused.pop(heard.firm, None)
                         self._stands_before[heard.firm] = self.state.round
                 elif isinstance(message, Refusal) and message.code is RefusalCode.STATE_LOST:
                     raise EpochLostError(f"{heard.firm} has lost its keys")

@@ -355,6 +355,21 @@ def test_a_published_sum_over_other_members_than_released_to_is_not_believed(par
     assert session.may_have_published(2, ("b", "c", "d"))
 
 
+def test_a_job_that_is_over_leaves_no_key_and_takes_part_no_more(parties):
+    parties.released(1)
+    session = parties.sessions["a"]
+    roots = [root for _, root in session._state.roots]
+    session.retire()
+    stored = session.snapshot()
+    assert not any(root in stored for root in roots)
+    restored = parties.fresh("a")
+    restored.restore(stored)
+    with refused(RefusalCode.OUT_OF_ORDER):
+        restored.advertise(2)
+    with refused(RefusalCode.OUT_OF_ORDER):
+        restored.join(Invitation(JOB, 1, 2, 1, ()), OTHER)
+
+
 def test_secrets_show_in_no_repr(parties):
     joins = parties.join()
     keys = parties.sessions["a"].accept_cohort(Cohort(JOB, 1, 1, 1, joins))
