@@ -192,7 +192,7 @@ def change_mark(tx: Transaction) -> tuple[object, ...]:
 
 
 def _summary(tx: Transaction, row: Job) -> JobSummary:
-    # Round 0 sums statistics; people count training rounds, from 1.
+    # Round 0 sums statistics and one behind the last measures the model; people count training rounds.
     last = tx.rounds.last_finished(row.id)
     return JobSummary(
         id=row.id,
@@ -200,7 +200,7 @@ def _summary(tx: Transaction, row: Job) -> JobSummary:
         simulated=JobFile.from_bytes(row.body).simulated,
         state=row.state,
         reason=row.reason,
-        rounds_finished=last.number if last is not None else 0,
+        rounds_finished=min(last.number, row.num_rounds) if last is not None else 0,
         num_rounds=row.num_rounds,
         created_at=row.created_at,
     )
@@ -220,7 +220,7 @@ def _round(row: Round) -> RoundView:
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
         started_at=row.started_at,
-        seconds=(row.finished_at - row.started_at).total_seconds() if row.finished_at is not None else None,
+        seconds=sum(row.seconds.values()) if row.seconds else None,
     )
 
 
