@@ -377,7 +377,12 @@ class FirmSession:
         ciphertext = dict(sent[first].ciphertexts)[second]
         kem = dict(self._state.secrets)[peer] if self._firm == first else mlkem.decapsulate(ciphertext)
         public = next(entry.x25519 for entry in self._state.advertisements if entry.firm == peer)
-        shared = x25519.exchange(X25519PublicKey.from_public_bytes(public))
+        try:
+            shared = x25519.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError as error:  # a point of small order, which would make the secret known
+            raise RefusedError(
+                RefusalCode.ROSTER, f"{peer} advertised an X25519 key that no honest firm has"
+            ) from error
         return derive(shared + kem, "dure pair root", self._state.transcript, first.encode(), second.encode())
 
     def __repr__(self) -> str:

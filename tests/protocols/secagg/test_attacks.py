@@ -81,6 +81,31 @@ def test_a_roster_that_is_not_the_job_s_firms_is_refused(change):
         parties.sessions["a"].encapsulate(Roster(JOB, 1, lists[change]))
 
 
+class _Weak:
+    """What a colluding firm holds in place of an X25519 key."""
+
+    def public_key(self):
+        return self
+
+    def public_bytes_raw(self):
+        return bytes(32)
+
+
+def test_a_firm_s_key_that_would_make_the_pair_secret_known_is_refused():
+    """A colluding firm signs an X25519 point of small order: the shared secret would be zeros for everyone."""
+    parties = Parties()
+    roster = parties.advertise()
+    entry = next(e for e in roster.advertisements if e.firm == "b")
+    parts = (1).to_bytes(8, "big"), b"b", bytes(32), entry.mlkem
+    weak = replace(entry, x25519=bytes(32), signature=parties.identities["b"].sign("dure advertisement", JOB, *parts))
+    seen = replace(roster, advertisements=tuple(weak if e.firm == "b" else e for e in roster.advertisements))
+    ephemeral = parties.sessions["b"]._ephemeral_keys
+    parties.sessions["b"]._ephemeral_keys = lambda: (_Weak(), ephemeral()[1])
+    ciphertexts = tuple(session.encapsulate(seen) for session in parties.sessions.values())
+    with refused(RefusalCode.ROSTER):
+        parties.sessions["a"].establish(Establish(JOB, 1, ciphertexts))
+
+
 def test_keys_of_an_older_epoch_are_refused():
     parties = Parties()
     old = parties.advertise(1)
