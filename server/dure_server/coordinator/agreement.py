@@ -36,6 +36,16 @@ _FINAL_CODES = frozenset(
     }
 )
 
+# Before a job runs, a firm's people may still accept a firm, allow a model or approve: those refusals are waited out.
+# These are not; the job ends as failed, from where it may be started again once that is done.
+_WHAT_TO_DO = {
+    RefusalCode.MODEL_DIGEST: "the model's code installed there is not the code that the job file names by its digest; "
+    "install the same version of Dure and its models everywhere, then propose a new job or start this one again",
+    RefusalCode.REJECTED_BY_FIRM: "its people said no; settle why, then propose another job",
+    RefusalCode.UNKNOWN_JOB: "it decided on another job of this id before; propose the job under a new id",
+}
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between proposals; each is a record in every ledger
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -55,13 +65,17 @@ class Agreement:
     def __init__(self, job: JobFile, talk: Conversation, record: JobRecord) -> None:
         self._job, self._talk, self._record = job, talk, record
         self._digest = job.digest()
+        self._refused: dict[str, RefusalCode] = {}
 
     def gather_approvals(self) -> None:
-        """Propose until every firm of the job has approved exactly this job file, each with its signature."""
+        """Propose until every firm of the job has approved exactly this job file, each with its signature.
+
+        Raises JobFailedError when a firm refuses for a reason that waiting does not mend, JobStoppedError.
+        """
         self._record.ask_signoffs(sorted(self._job.firms))
         awaited = set(self._job.firms) - self._record.approvals()
         proposal = Proposal(self._job.to_bytes())
-        asked = 0
+        asked, pause_seconds = 0, FIRST_PAUSE_SECONDS
         while awaited:
             present = awaited & self._talk.connected()
             if present:
@@ -73,8 +87,10 @@ class Agreement:
                     if self._hear_approval(heard):
                         awaited.discard(heard.firm)
                 self._talk.forget()
+                self._check_refusals()
             if awaited:
-                self._talk.pause(self._why_not_started(awaited))
+                self._talk.pause(self._why_not_started(awaited), pause_seconds)
+                pause_seconds = min(1.5 * pause_seconds, LONGEST_PAUSE_SECONDS)
 
     def _hear_approval(self, heard: Heard) -> bool:
         message = heard.message
@@ -86,18 +102,30 @@ class Agreement:
                 self._record.refused(heard.firm, RefusalCode.SIGNATURE)
                 return False
             self._record.approved(heard.firm, message.signature)
+            self._refused.pop(heard.firm, None)
             return True
         code = message.code if isinstance(message, Refusal) else RefusalCode.MALFORMED
         self._record.refused(heard.firm, code)
+        self._refused[heard.firm] = code
         return False
+
+    def _check_refusals(self) -> None:
+        final = {firm: code for firm, code in sorted(self._refused.items()) if code in _WHAT_TO_DO}
+        told = [f"{firm} refused the job ({code.value}): {_WHAT_TO_DO[code]}" for firm, code in final.items()]
+        if told:
+            raise JobFailedError(". ".join(told))
 
     def _why_not_started(self, awaited: set[str]) -> Situation:
         absent = sorted(awaited - self._talk.connected())
-        undecided = sorted(awaited - set(absent))
+        undecided = [self._with_code(firm) for firm in sorted(awaited - set(absent))]
         parts = [f"{', '.join(absent)} to connect"] if absent else []
         parts += [f"{', '.join(undecided)} to approve the job"] if undecided else []
         members, names = tuple(sorted(self._job.firms)), tuple(sorted(awaited))
         return Situation("proposal", f"waiting for {' and for '.join(parts)}", members=members, waiting_for=names)
+
+    def _with_code(self, firm: str) -> str:
+        code = self._refused.get(firm, RefusalCode.NOT_APPROVED)
+        return firm if code is RefusalCode.NOT_APPROVED else f"{firm} (refused: {code.value})"
 
     def agree_keys(self, *, fresh: bool = False) -> Keys:
         """Hybrid keys between every two firms, once an epoch. Goes on with the epoch that stands unless `fresh`."""
