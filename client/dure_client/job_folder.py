@@ -3,7 +3,8 @@
     job.json          the job file, byte for byte as approved
     session.bin       the secure aggregation's state; holds keys (0600)
     progress.json     the round the global model stands before, and which files hold it
-    model-*.f32       the global model and the best so far, little-endian float32
+    initial.f32       the job's first model, little-endian float32, so that only the first process asks a trainer for it
+    model-*.f32       the global model and the best so far
     final.f32         the model the job handed over
     own.f32 result.json   the firm's own model, and how the two compare here
 
@@ -12,6 +13,7 @@ progress.json, and one that does not match after a power cut is computed again f
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,17 @@ class JobFolder:
         """The job file, or None before one was proposed."""
         file = self.path / "job.json"
         return JobFile.from_bytes(file.read_bytes()) if file.exists() else None
+
+    def first_model(self, digest: str, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The job's first model, (d,) float32: as it was kept here if it has this digest (hex), else made and kept."""
+        file = self.path / "initial.f32"
+        if file.exists():
+            kept = np.fromfile(file, "<f4")
+            if model_digest(kept).hex() == digest:
+                return kept
+        made = make()
+        self.save_array(file.name, made)
+        return made
 
     def save_session(self, snapshot: bytes) -> None:
         """Store the protocol state durably. MUST return before anything that it led to is sent."""

@@ -126,9 +126,10 @@ class JobSide:
 
     @property
     def state(self) -> GlobalState:
-        """The global model as this firm computed it. The first look asks the trainer for the job's first model."""
+        """The global model as this firm computed it. A job's first look asks the trainer for its first model."""
         if self._loaded is None:
-            self._loaded = GlobalState(self._job, self._trainer.initial())
+            initial = self._folder.first_model(self._job.model.initial_digest, self._trainer.initial)
+            self._loaded = GlobalState(self._job, initial)
             self._folder.restore_state(self._loaded)
         return self._loaded
 

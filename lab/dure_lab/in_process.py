@@ -37,7 +37,7 @@ from dure_protocols.frames import COORDINATOR_NODE_ID, node_id
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.firm import Randomness
 from dure_server.coordinator.firms import Firms
-from dure_server.coordinator.record import JobRecord
+from dure_server.coordinator.record import JobRecord, Situation
 from dure_server.coordinator.rounds import Coordinator
 from dure_server.flower import run_app, server_app
 from dure_server.store import JobState, Store
@@ -142,7 +142,7 @@ def run_in_process(
 
     The job is approved at every home. `folder` gets store and published sums; running again over the same folder and
     homes goes on from the last finished round. randomness(firm): that firm's bytes for keys, masks and rounding.
-    Raises JobFailedError.
+    Raises JobFailedError. A job that lacks something waits for it, and the log (at INFO) says for what.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcome: list[NDArray[np.float32]] = []
@@ -157,7 +157,7 @@ def run_in_process(
             apps[name] = client_app(firm.answer)
         run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
         grid = stack.enter_context(InProcessGrid(apps, run_id=run_id, in_turn=in_turn))
-        record = JobRecord(store, job.id)
+        record = _LoggedRecord(store, job.id)
 
         def course(firms: Firms) -> None:
             outcome.append(Coordinator(job, initial, firms, record).run())
@@ -165,6 +165,19 @@ def run_in_process(
 
         run_app(server_app(course, folder / "sums"), grid, run_id)
     return outcome[0]
+
+
+class _LoggedRecord(JobRecord):
+    """Says in the log what a console would show: a job that waits for something would look as if it hung."""
+
+    _said = ""
+
+    def show(self, situation: Situation) -> None:
+        """Keep and log where the job is."""
+        if situation.sentence != self._said:
+            self._said = situation.sentence
+            logger.info("%s", self._said)
+        super().show(situation)
 
 
 def _store_with(job: JobFile, file: Path) -> Store:

@@ -137,6 +137,12 @@ def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> Job
     contract = DataContract.from_toml(contract_file.read_text())
     identities = participating(store, draft.firms)
     job, initial = make_job(draft, contract, home.settings().consortium, identities)
+    keep(home, store, job, initial, actor)
+    return job
+
+
+def keep(home: ServerHome, store: Store, job: JobFile, initial: NDArray[np.float32], actor: str) -> None:
+    """Put a job into the store as proposed, and its first model, (d,) float32, beside it. Raises StoreConflictError."""
     with store.transaction() as at:
         at.jobs.propose(job)
         at.audit.append(actor, "job.proposed", job.id, {"digest": job.digest().hex()})
@@ -144,7 +150,6 @@ def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> Job
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "job.json").write_bytes(job.to_bytes())
     initial.tofile(folder / INITIAL_MODEL_FILE)
-    return job
 
 
 def participating(store: Store, wanted: Sequence[str]) -> dict[str, str]:

@@ -12,8 +12,13 @@ from dure_protocols.errors import DureError
 from dure_server.superlink.app import JOB_KEY
 
 PACKAGE: Final = "dure_on_superlink"
-_SERVER: Final = '"""Runs at the operator."""\n\nfrom dure_server.superlink.app import app as app\n'
-_CLIENT: Final = '"""Runs at each firm."""\n\nfrom dure_client.supernode_app import app as app\n'
+# Flower looks for an assignment to `app` in the source before it runs anything.
+_MODULE: Final = '''"""Runs {where}, and is what is installed there."""
+
+from {module} import app as installed
+
+app = installed
+'''
 _PROJECT: Final = """\
 [project]
 name = "dure-on-superlink"
@@ -47,6 +52,6 @@ def write_bundle(folder: Path) -> Path:
     text = _PROJECT.format(version=version("dure"), package=PACKAGE, key=JOB_KEY)
     (folder / "pyproject.toml").write_text(text)
     (package / "__init__.py").write_text('"""Dure on a stock SuperLink."""\n')
-    (package / "server.py").write_text(_SERVER)
-    (package / "client.py").write_text(_CLIENT)
+    (package / "server.py").write_text(_MODULE.format(where="at the operator", module="dure_server.superlink.app"))
+    (package / "client.py").write_text(_MODULE.format(where="at each firm", module="dure_client.supernode_app"))
     return folder
