@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from dure_protocols.errors import DureError
 
+INTERRUPTED = 130  # what Typer's app returns on KeyboardInterrupt
 PLAIN_WIDTH = 132  # of tables where there is no terminal to ask
 
 app = typer.Typer(
@@ -109,16 +110,16 @@ def main() -> None:
     """The console script: what Dure raises on purpose becomes one sentence and exit code 1."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        app(standalone_mode=False)
-    except click.Abort:  # Ctrl-C or SIGTERM; what the command had started is ended by now
-        errors.print("[yellow]stopped[/]: everything that was started has been ended")
-        sys.exit(130)
+        status = app(standalone_mode=False)
     except DureError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}")
         sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    if status == INTERRUPTED:  # Ctrl-C or SIGTERM; what the command had started is ended by now
+        errors.print("[yellow]stopped[/]: everything that was started has been ended")
+    sys.exit(status)
 
 
 if __name__ == "__main__":
