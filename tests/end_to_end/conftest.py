@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.end_to_end.link_site import LinkSite, running
+from tests.end_to_end.recorded_mills import Mills, Recording, recorded_mills, tell
 
 _numbers = itertools.count(1)
 
@@ -38,3 +39,16 @@ def other(site: LinkSite) -> str:
     name = f"mill-{next(_numbers)}"
     site.admit(name)
     return name
+
+
+@pytest.fixture(scope="session")
+def mills() -> Iterator[Mills]:
+    """One consortium for all tests that need a whole one; each test leaves it as it found it."""
+    with recorded_mills() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def recording(mills: Mills) -> Recording:
+    """What left one firm from joining to the end of a job. From then on all agents run."""
+    return tell(mills)
