@@ -12,6 +12,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
 from dure_server.settings import ServerHome
 
 READ_BYTES = 1 << 16
@@ -144,9 +147,8 @@ class _Relay:
                 with contextlib.suppress(OSError):
                     await self._flush()
             break
-        certificate = self._tls.getpeercert()
-        names = [value for part in (certificate or {}).get("subject", ()) for key, value in part if key == "commonName"]
-        self._connection.caller = str(names[0]) if names else None
+        der = self._tls.getpeercert(binary_form=True)
+        self._connection.caller = None if der is None else _common_name(der)
         self._connection.protocol = self._tls.selected_alpn_protocol()
 
     async def _receive(self) -> None:
@@ -181,3 +183,7 @@ class _Relay:
         while data := await source.read(READ_BYTES):
             self._tls.write(data)
             await self._flush()
+
+
+def _common_name(der: bytes) -> str:
+    return str(x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)

@@ -45,7 +45,7 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course(mills: Mills, recording: Recording) -> Iterator[Course]:
+def course(mills: Mills, recording: Recording) -> Course:
     consortium = mills.consortium
     job = consortium.propose(tiny.draft(consortium, "kills", rounds=NUM_ROUNDS))
     tiny.approve(consortium, job)

@@ -28,9 +28,10 @@ from tests.end_to_end.recorded_mills import (
     Recording,
     canary_rows,
 )
-from tests.end_to_end.recorder import HOST, Recorder
+from tests.end_to_end.recorder import HOST, Connection, Recorder
 from tests.end_to_end.tiny import TRAINED_ROWS, published
 from tests.end_to_end.wire_account import (
+    VERSION,
     Departure,
     NotAllowedError,
     Overhead,
@@ -284,6 +285,22 @@ def test_another_user_agent_is_found(mills: Mills, wire: Recorder) -> None:
     send(mills, wire, a_reply(mills).encode(), options=[("grpc.primary_user_agent", CANARY_TEXT)])
     with pytest.raises(NotAllowedError, match="a header user-agent: 'Zaunkoenig"):
         sent_over(wire)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        pytest.param(b"\r\n\r\n", b"\r\nx-host: mill-7\r\n\r\n", "a header x-host", id="a header"),
+        pytest.param(b"dure-agent/", b"dure-agent on mill-7/", "a header user-agent", id="a known header"),
+        pytest.param(b"POST /api", b"POST /mill-7/api", "the request", id="a path"),
+        pytest.param(f'"{VERSION}"'.encode(), f'"{"9" * len(VERSION)}"'.encode(), "version is", id="a field"),
+    ],
+)
+def test_what_is_added_to_a_request_to_join_is_found(recording: Recording, old: bytes, new: bytes, says: str) -> None:
+    plain = next(each for each in recording.enrolment if each.stream.startswith(b"POST"))
+    assert old in plain.stream
+    with pytest.raises(NotAllowedError, match=says):
+        departures_over_https(Connection([(0.0, plain.stream.replace(old, new, 1))]))
 
 
 @pytest.mark.parametrize("message", [Present(WATCHED), Proposal(b"{}")], ids=lambda message: type(message).__name__)

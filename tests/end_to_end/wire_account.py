@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from hpack import Decoder
 from hyperframe.frame import (
@@ -26,6 +27,7 @@ from hyperframe.frame import (
 )
 
 from dure_protocols import messages
+from dure_protocols.enrolment import JoinRequest
 from dure_protocols.errors import RefusalCode
 from dure_protocols.frames import Announce, Envelope, Fetch, Place, Subscribe
 from dure_protocols.ledger import LedgerRecord, RecordKind
@@ -34,6 +36,7 @@ from tests.end_to_end.recorder import Connection
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER_BYTES = 9
 GRPC_PREFIX_BYTES = 5
+VERSION = version("dure")
 CONTROL_FRAMES = (SettingsFrame, WindowUpdateFrame, PingFrame, RstStreamFrame, GoAwayFrame)
 
 METHODS = {f"/dure.link.Firm/{name}" for name in ("Subscribe", "Reply", "Upload", "Download", "Renew")}
@@ -50,6 +53,21 @@ HEADERS = {
     "grpc-timeout": r"\d{1,8}[HMSmun]",
 }
 """All that may stand in a request's headers: gRPC's own, with values that say nothing of a firm's data."""
+
+HTTPS_REQUESTS = {
+    r"GET /api/v1/enrolment/root HTTP/1\.1": False,
+    r"POST /api/v1/enrolment/join HTTP/1\.1": True,
+    r"GET /api/v1/enrolment/certificates/[0-9a-f]{64} HTTP/1\.1": False,
+}
+"""Every request of joining, and whether it has a body."""
+
+HTTPS_HEADERS = {
+    "host": r"127\.0\.0\.1:\d+",
+    "accept": r"application/json",
+    "user-agent": rf"dure-agent/{re.escape(VERSION)}",
+    "content-type": r"application/json",
+    "content-length": r"\d{1,4}",
+}
 
 REPLIES: dict[type[object], RecordKind] = {
     messages.Approval: RecordKind.APPROVAL,
@@ -121,14 +139,24 @@ def departures_over_link(connection: Connection, overhead: Overhead) -> list[Dep
 
 
 def departures_over_https(connection: Connection) -> list[Departure]:
-    """Every HTTP/1.1 request of a connection, whole: line, headers, body."""
+    """Every HTTP/1.1 request of a connection, whole: line, headers, body. Raises NotAllowedError."""
     found, stream, offset = [], connection.stream, 0
     while offset < len(stream):
         end = stream.find(b"\r\n\r\n", offset)
         _allow(end >= 0, f"{len(stream) - offset} bytes over HTTPS are no request")
-        lengths = re.findall(rb"(?mi)^content-length: (\d+)\r?$", stream[offset : end + 2])
-        stop = end + 4 + (int(lengths[0]) if lengths else 0)
-        _allow(stop <= len(stream), "a request over HTTPS is shorter than it says")
+        line, *fields = stream[offset:end].decode("ascii").split("\r\n")
+        has_body = next((body for form, body in HTTPS_REQUESTS.items() if re.fullmatch(form, line)), None)
+        _allow(has_body is not None, f"the request {line!r} came")
+        headers = dict(field.lower().split(": ", 1) for field in fields)
+        _allow(len(headers) == len(fields), "a header came twice")
+        for name, value in headers.items():
+            _allow(re.fullmatch(HTTPS_HEADERS.get(name, ""), value), f"a header {name}: {value!r} came")
+        stop = end + 4 + int(headers.get("content-length", "0"))
+        _allow((stop > end + 4) == has_body, f"{line!r} has {stop - end - 4} bytes of body")
+        if has_body:
+            said = JoinRequest.model_validate_json(stream[end + 4 : stop])
+            _allow(said.model_dump_json().encode() == stream[end + 4 : stop], "a request to join has other bytes")
+            _allow(said.agent_version == VERSION, "an agent's version is something else")
         found.append(Departure(RecordKind.ENROLMENT, stream[offset:stop], connection.arrival_of(stop)))
         offset = stop
     return found
@@ -276,7 +304,7 @@ def _of_upload(call: Call) -> list[Departure]:
 
 
 def _of_subscription(arrived: float, content: bytes) -> Departure:
-    Subscribe.decode(content)
+    _allow(Subscribe.decode(content).agent_version == VERSION, "an agent's version is something else")
     return Departure(RecordKind.SUBSCRIPTION, content, arrived)
 
 
