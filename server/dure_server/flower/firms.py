@@ -102,6 +102,7 @@ class GridFirms:
     def connected(self) -> set[str]:
         """The firms whose nodes the Grid counts as online and that have said their name."""
         nodes = set(self._grid.get_node_ids())
+        self._hear_names()
         self._greet(nodes - set(self._node_of.values()))
         return {firm for firm, node in self._node_of.items() if node in nodes}
 
@@ -152,13 +153,17 @@ class GridFirms:
             raise MisuseError(f"{file} should hold {8 * num_words} bytes; without that sum the job cannot go on")
         return map_array(file, "uint64", (num_words,)).view(np.uint64)
 
-    def _greet(self, strangers: set[int]) -> None:
-        """Ask nodes for their firms' names without waiting: who answered the last question is known now."""
-        answered = {ask_id for ask_id, _ in self._greeted.values()}
-        for reply in self._grid.pull_messages(sorted(answered)) if answered else ():
-            self._greeted.pop(reply.metadata.src_node_id, None)
+    def _hear_names(self) -> None:
+        """Take the answers to greetings that are here by now."""
+        asked = {ask_id: node for node, (ask_id, _) in self._greeted.items() if ask_id}
+        for reply in self._grid.pull_messages(list(asked)) if asked else ():
+            node = asked[reply.metadata.reply_to_message_id]
+            self._greeted[node] = ("", self._greeted[node][1])
             if firm := _name_in(reply):
-                self._node_of[firm] = reply.metadata.src_node_id
+                self._node_of[firm] = node
+
+    def _greet(self, strangers: set[int]) -> None:
+        """Ask nodes for their firms' names without waiting, and again those that have been silent for long."""
         now = time.monotonic()
         new = sorted(node for node in strangers if self._greeted.get(node, ("", 0.0))[1] <= now)
         messages = [self._message(node, encode(Hello()), f"hello/{node}") for node in new]
