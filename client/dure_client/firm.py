@@ -12,11 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from dure_client.approvals import decision_on, known_jobs
+from dure_client.approvals import ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
 from dure_client.home import AgentHome
 from dure_client.job_folder import JobFolder
 from dure_client.job_side import FirmLimits, Given, JobSide, Reaction
 from dure_client.policy import Policy, check_decision, check_job
+from dure_client.released import ReleasedFile
 from dure_client.results import JobResult, ModelReport
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
@@ -59,6 +60,7 @@ class Firm:
         self._name = home.config().firm
         self._identity = home.identity()
         self._randomness, self._num_threads = randomness, num_threads
+        self._released = ReleasedFile(home.state / "released.bin")
         self._jobs: dict[bytes, _OpenJob] = {}
         self._aside = ThreadPoolExecutor(1, "results")
 
@@ -78,11 +80,36 @@ class Firm:
         except DureError as error:
             return self._refuse(RefusalCode.INTERNAL, error)
 
+    def take_up(self) -> None:
+        """Go on with what a stop cut short: the result of a job that is finished here. Called when the agent starts."""
+        for known in known_jobs(self._home):
+            folder = JobFolder(self._home.job_folder(known.job.id))
+            if not known.is_finished or folder.result_file.exists():
+                continue
+            try:
+                opened = self._open(known.job.digest())
+            except DureError as error:
+                logger.warning("the result of job %s cannot be made up for: %s", known.job.id, error)
+            else:
+                opened.result = self._aside.submit(self._write_result, opened)
+
     def close(self) -> None:
-        """Wait for results that are being written, and end every trainer."""
-        self._aside.shutdown()
+        """End every trainer; a result that is being made is given up, and made anew by `resume`."""
         for job in self._jobs.values():
             job.trainer.close()
+        self._aside.shutdown(cancel_futures=True)
+
+    def resume(self) -> None:
+        """Go on with results that an earlier process did not finish. Called once, when an agent starts."""
+        for known in known_jobs(self._home):
+            folder = JobFolder(self._home.job_folder(known.job.id))
+            if known.is_finished and not folder.result_file.exists():
+                try:
+                    opened = self._open(known.job.digest())
+                except DureError as error:
+                    logger.warning("the result of job %s is not made: %s", known.job.id, error)
+                else:
+                    opened.result = self._aside.submit(self._write_result, opened)
 
     def wait_for_results(self) -> None:
         """Wait until every finished job's result is written. Called where the process ends after one message."""
@@ -102,7 +129,8 @@ class Firm:
         job = JobFile.from_bytes(proposal.job)
         folder = JobFolder(self._home.job_folder(job.id))
         stored = folder.load_job()
-        if stored is not None and stored != job and decision_on(self._home, stored) is not None:
+        is_taken = stored is not None and (decision_on(self._home, stored) is not None or folder.load_session())
+        if stored != job and is_taken:
             raise RefusedError(
                 RefusalCode.UNKNOWN_JOB,
                 f"a job {job.id!r} with another digest was decided on here before; the operator must choose a new id",
@@ -110,6 +138,8 @@ class Firm:
         if stored != job:
             folder.save_job(job)
         self._check(job)
+        if decision_on(self._home, job) is None:  # the policy said yes; that, too, is on record
+            decide(self._home, job, Verdict.APPROVED, utc_now())
         digest = job.digest()
         logger.info("job %s is approved by this firm", job.id)
         return Approval(self._name, digest, self._identity.sign("dure approval", digest, self._name.encode()))
@@ -124,7 +154,8 @@ class Firm:
 
     def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
         opened = self._open(request.job_digest)
-        self._check(opened.job)  # a firm that rejects a running job takes part no more, from the next request on
+        # A firm that rejects a running job, or tightens its policy, does so from the next request on.
+        opened.side.use_limits(_limits(self._check(opened.job)))
         reaction = opened.side.answer(request, given)
         if isinstance(request, Finish) and opened.result is None:
             opened.result = self._aside.submit(self._write_result, opened)
@@ -136,13 +167,19 @@ class Firm:
             policy = self._check(job)
             folder = JobFolder(self._home.job_folder(job.id))
             trainer = self._trainer(job, folder)
-            limits = FirmLimits(policy.minimum_cohort, policy.minimum_difference, policy.minimum_rows)
-            side = JobSide(job, self._name, self._identity, folder, trainer, limits, self._randomness)
+            side = JobSide(
+                job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
+            )
             self._jobs[digest] = _OpenJob(job, side, folder, trainer)
         return self._jobs[digest]
 
     def _known(self, digest: bytes) -> JobFile:
-        for known in known_jobs(self._home):
+        for name in self._home.job_names():
+            try:
+                known = known_job(self._home, name)
+            except ApprovalError as error:  # one damaged job must not stand in the way of the others
+                logger.warning("%s", error)
+                continue
             if known.job.digest() == digest:
                 return known.job
         raise RefusedError(
@@ -164,7 +201,7 @@ class Firm:
             result = opened.side.conclude(lambda: compare(opened))
             result.write(opened.folder.result_file)
             logger.info("job %s: this firm keeps the %s model", opened.job.id, result.keeps.value)
-        except DureError:
+        except Exception:
             logger.exception("the result of job %s could not be written", opened.job.id)
         finally:
             opened.trainer.close()
@@ -180,6 +217,15 @@ class _OpenJob:
     def __init__(self, job: JobFile, side: JobSide, folder: JobFolder, trainer: TrainerClient) -> None:
         self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
         self.result: Future[None] | None = None
+
+
+def _limits(policy: Policy) -> FirmLimits:
+    return FirmLimits(
+        policy.minimum_cohort,
+        policy.minimum_difference,
+        policy.minimum_statistics_difference,
+        policy.minimum_rows,
+    )
 
 
 def _request(body: bytes) -> Request:

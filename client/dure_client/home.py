@@ -3,8 +3,8 @@
     agent.toml            who we are, where the server is (written by `dure-agent join`)
     policy.toml data.toml what this firm consents to, where its data is (written by the firm)
     keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
-    state/                protocol state, answers/, outbox/, inbox/
-    jobs/<job-id>/        model.f32, result.json
+    state/                released.bin, answers/, outbox/, inbox/
+    jobs/<job-id>/        job, protocol state, models, result.json; see job_folder.py
     ledger/ledger.jsonl   every byte that left
     logs/                 what may never leave
 
@@ -147,11 +147,6 @@ class AgentHome:
     def logs(self) -> Path:
         """The firm's own logs. They never leave."""
         return self.path / "logs"
-
-    @property
-    def trainer_socket(self) -> Path:
-        """Unix socket on which the trainer listens."""
-        return self.path / "trainer.sock"
 
     def job_folder(self, job: str) -> Path:
         """Folder of one job. `job` MUST have been validated as a job id (it becomes a file name)."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_client.job_folder import JobFolder
+from dure_client.released import ReleasedFile
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, is_training, layout_of
@@ -69,6 +70,7 @@ class FirmLimits:
 
     minimum_cohort: int = 2
     minimum_difference: int = 1
+    minimum_statistics_difference: int = 2
     minimum_rows: int = 1
 
 
@@ -98,13 +100,14 @@ class JobSide:
         identity: Identity,
         folder: JobFolder,
         trainer: Trains,
+        released: ReleasedFile,
         limits: FirmLimits,
         randomness: Randomness,
     ) -> None:
         self._job, self._firm, self._folder, self._trainer = job, firm, folder, trainer
+        self._identity, self._released = identity, released
         self._limits, self._randomness = limits, randomness
-        terms = Terms.of(job, minimum_cohort=limits.minimum_cohort, minimum_difference=limits.minimum_difference)
-        self._session = FirmSession(firm, identity, terms, randomness)
+        self._session = FirmSession(firm, identity, _terms(job, limits), randomness, released.disclosures)
         if snapshot := folder.load_session():
             self._session.restore(snapshot)
         self._loaded: GlobalState | None = None
@@ -118,6 +121,12 @@ class JobSide:
             ReleaseRequest: self._release,
             Finish: self._finish,
         }
+
+    def use_limits(self, limits: FirmLimits) -> None:
+        """Take up what the firm's policy says now."""
+        if limits != self._limits:
+            self._limits = limits
+            self._session.use_terms(_terms(self._job, limits))
 
     def answer(self, request: JobRequest, given: Given) -> Reaction:
         """Answer one request. Raises RefusedError, TrainerError or another DureError; nothing must be sent then."""
@@ -135,8 +144,9 @@ class JobSide:
 
     @property
     def training_seed(self) -> int:
-        """Seed of the order of batches: the job's and the firm's own."""
-        return int.from_bytes(hashlib.sha256(f"{self._job.seed}/{self._firm}".encode()).digest()[:6], "big")
+        """Seed of the order of batches: follows from the job and the firm's own key, so that nobody else knows it."""
+        signature = self._identity.sign("dure training seed", self._job.digest())
+        return int.from_bytes(hashlib.sha256(signature).digest()[:6], "big")
 
     def conclude(self, work: Callable[[], T]) -> T:
         """Run something that uses the job's trainer while no request does."""
@@ -160,14 +170,16 @@ class JobSide:
 
     def _join(self, request: Invitation, given: Given) -> Reaction:
         self._apply(request.sums, given)
-        if request.round != self.state.round:
+        if self.state.is_over or request.round != self.state.round:
             return Reaction(Refusal(self._firm, RefusalCode.GLOBAL_MODEL, self.state.round))
-        reply = self._session.join(request, self.state.hash)
+        reply = self._session.join(request, self.state.hash, self.state.key)
         self._store_session()
         return Reaction(reply)
 
     def _update(self, request: Cohort, _: Given) -> Reaction:
         """Train (or sum), mask, sign. The masks are made while the trainer works."""
+        if self.state.is_over or request.round != self.state.round:
+            raise RefusedError(RefusalCode.OUT_OF_ORDER, f"round {request.round} is not this firm's next")
         if request.round == STATISTICS_ROUND and len(request.joins) < len(self._job.firms):
             # Exact sums: the difference of two member sets would be one firm's statistics.
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
@@ -185,11 +197,15 @@ class JobSide:
 
     def _release(self, request: ReleaseRequest, _: Given) -> Reaction:
         reply = self._session.release(request)
+        self._released.save()
         self._store_session()
         return Reaction(reply)
 
     def _finish(self, request: Finish, given: Given) -> Reaction:
+        """Keep the final model. Only at the job's end: a server cannot retire a firm early, or with an older model."""
         self._apply(request.sums, given)
+        if not self.state.is_over:
+            return Reaction(Refusal(self._firm, RefusalCode.GLOBAL_MODEL, self.state.round))
         self._folder.save_array(self._folder.final_file.name, self.state.final)
         self._session.retire()
         self._store_session()
@@ -199,7 +215,7 @@ class JobSide:
         """Advance the global model by the sums that this firm has not applied yet."""
         state, before = self.state, self.state.round
         for entry in sums:
-            if entry.round != state.round:
+            if state.is_over or entry.round != state.round:
                 continue
             words = given.arrays.get(entry.array_name)
             if words is None or words.dtype != np.uint64 or given.digests[entry.array_name] != entry.vector_digest:
@@ -253,6 +269,15 @@ class JobSide:
 
     def _store_session(self) -> None:
         self._folder.save_session(self._session.snapshot())
+
+
+def _terms(job: JobFile, limits: FirmLimits) -> Terms:
+    return Terms.of(
+        job,
+        minimum_cohort=limits.minimum_cohort,
+        minimum_difference=limits.minimum_difference,
+        minimum_statistics_difference=limits.minimum_statistics_difference,
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
 
 DEFAULT_TEXT = """\
-# What this firm consents to. The agent reads this file when it starts and refuses whatever is outside of it.
+# What this firm consents to. The agent reads this file at every request and refuses whatever is outside of it.
 # `dure-agent policy show` prints what is in force.
 
 # Who says yes to a job: "ask" waits for `dure-agent approve JOB`; "allowed-models" takes part by itself in every job
@@ -29,9 +29,14 @@ approve_jobs = "ask"
 # Fewest firms whose updates may be added up with ours. A sum of two shows each of the two what the other gave.
 minimum_cohort = 3
 
-# By how many firms a later sum must differ from an earlier one, if it differs at all: with 1, the difference of two
-# sums can show roughly what one firm gave; with 2 it cannot, but then a single firm's drop-out halts a job.
+# By how many firms a later sum of updates must differ from each earlier one, if it differs at all. With 1, every cohort
+# passes, and when a firm drops out of a round the two sums show how many rows it has, and roughly what it gave. With 2,
+# a cohort is also refused if some combination of sums would be one firm's; but then one drop-out can halt a job.
 minimum_difference = 1
+
+# The same for statistics, whose sums are exact. With 1, a consortium that grows by one firm, in a new job on the same
+# data, shows that firm's statistics to all; let it grow by two, or lower this for that job with everybody's consent.
+minimum_statistics_difference = 2
 
 # Fewest rows of our own to train on: an update made from a handful of rows says much about them.
 minimum_rows = 100
@@ -87,6 +92,7 @@ class Policy(BaseModel):
     approve_jobs: ApproveJobs = ApproveJobs.ASK
     minimum_cohort: int = Field(default=3, ge=2)
     minimum_difference: int = Field(default=1, ge=1)
+    minimum_statistics_difference: int = Field(default=2, ge=1)
     minimum_rows: int = Field(default=100, ge=1)
     allow_any_installed_model: bool = False
     allowed_models: tuple[AllowedModel, ...] = ()
@@ -154,8 +160,9 @@ def _check_pin(policy: Policy, name: str, came: str) -> None:
     if pinned is None:
         raise RefusedError(
             RefusalCode.ROSTER,
-            f"the firm {name!r} is not accepted here: compare its fingerprint {grouped(came)} with {name} over a way "
-            f'of your own, then run `dure-agent accept {name} "{grouped(came)}"`',
+            f"the firm {name!r} is not accepted here. Ask its people, over a way of your own, for the fingerprint that "
+            f"their `dure-agent status` shows, and run `dure-agent accept {name} FINGERPRINT` with what they say; the "
+            f"server claims that it begins with {grouped(came)[:9]}",
         )
     if pinned != came:
         raise RefusedError(
@@ -197,15 +204,6 @@ def check_decision(policy: Policy, job: JobFile, decision: Decision | None) -> N
         raise RefusedError(
             RefusalCode.NOT_APPROVED,
             f"job {job.id!r} waits for this firm: run `dure-agent review {job.id}`, then `dure-agent approve {job.id}`",
-        )
-
-
-def check_rows(policy: Policy, count: int) -> None:
-    """Whether there are rows enough to train on. Raises RefusedError."""
-    if count < policy.minimum_rows:
-        raise RefusedError(
-            RefusalCode.DATA,
-            f"{count} training rows are fewer than the {policy.minimum_rows} that policy.toml asks for",
         )
 
 

@@ -41,6 +41,7 @@ def run_agent(
         ledger = stack.enter_context(Ledger(home.ledger_file, home.identity()))
         firm = Firm(home, num_threads=num_threads, trainer_module=trainer_module)
         stack.callback(firm.close)
+        firm.take_up()
         link = LinkClient(config.link_address, home.keys, ledger)
         stack.callback(link.close)
         stop = threading.Event()
@@ -54,6 +55,7 @@ def run_agent(
         threading.Thread(target=_renew_in_time, args=(home, link, stop, clock), name="renewal", daemon=True).start()
         stack.callback(stop.set)
         agent = Agent(home.state, node_id(config.consortium, config.firm), link, FlowerApp(client_app(firm.answer)))
+        firm.resume()
         logger.info("agent of %s runs; link %s", config.firm, config.link_address)
         agent.run()
 

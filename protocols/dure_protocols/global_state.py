@@ -115,6 +115,17 @@ class GlobalState:
         return digest("dure global state", self.round.to_bytes(8, "big"), self.digest, *parts)
 
     @property
+    def key(self) -> bytes:
+        """The model alone, in whatever round: by this a firm knows that it has contributed on it before. 32 bytes."""
+        parts = [] if self.normalisation is None else [np.ascontiguousarray(self.normalisation, "<f8").tobytes()]
+        return digest("dure global model", self.digest, *parts)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job has no further round."""
+        return self.round > last_round(self._job)
+
+    @property
     def final(self) -> NDArray[np.float32]:
         """The model that the job hands over: the selected one, or the last."""
         return self.model if self.best is None else self.best.model
@@ -125,6 +136,8 @@ class GlobalState:
         words: the unmasked vector of `members` firms. Raises MessageError if it cannot be the sum of this round.
         """
         job, round_ = self._job, self.round
+        if self.is_over:
+            raise MisuseError(f"the job {job.id!r} ends with round {last_round(job)}")
         decoded = decode_sum(words, layout_of(job, round_), members, job.codec.clip, job.codec.count_cap)
         self.round = round_ + 1
         if round_ == STATISTICS_ROUND:

@@ -144,12 +144,21 @@ def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> Job
 def keep(home: ServerHome, store: Store, job: JobFile, initial: NDArray[np.float32], actor: str) -> None:
     """Put a job into the store as proposed, and its first model, (d,) float32, beside it. Raises StoreConflictError."""
     with store.transaction() as at:
+        twin = next((row for row in at.jobs.all() if row.id != job.id and _same_start(row.body, job)), None)
+        if twin is not None:
+            raise JobDraftError(
+                f"job {twin.id} began with the same first model, on which no firm contributes twice; choose another seed"
+            )
         at.jobs.propose(job)
         at.audit.append(actor, "job.proposed", job.id, {"digest": job.digest().hex()})
     folder = home.job_folder(job.id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / "job.json").write_bytes(job.to_bytes())
     initial.tofile(folder / INITIAL_MODEL_FILE)
+
+
+def _same_start(body: bytes, job: JobFile) -> bool:
+    return JobFile.from_bytes(body).model.initial_digest == job.model.initial_digest
 
 
 def participating(store: Store, wanted: Sequence[str]) -> dict[str, str]:

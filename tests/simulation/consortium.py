@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dure_client.job_folder import JobFolder
 from dure_client.job_side import FirmLimits, Given, JobSide
+from dure_client.released import ReleasedFile
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import RefusedError
 from dure_protocols.global_state import model_digest
@@ -61,7 +62,8 @@ class PowersTrainer:
 @dataclass(frozen=True)
 class Fault:
     """`firm` misbehaves when it is asked for `phase` of `round`: "silent" (never answers), "crash" (loses its memory
-    and answers after it read its files again), "refuse", "corrupt" (one byte of its vector is changed)."""
+    and answers after it read its files again), "lost" (its answer is lost, and then its memory, as when it is killed
+    between storing its state and storing its answer), "refuse", "corrupt" (one byte of its vector is changed)."""
 
     firm: str
     phase: str
@@ -75,11 +77,13 @@ class Firm:
     def __init__(self, name: str, identity: Identity, home: Path, trainer: PowersTrainer, limits: FirmLimits) -> None:
         self.name, self.identity, self.home, self.trainer, self.limits = name, identity, home, trainer, limits
         self.side: JobSide | None = None
+        self.released = ReleasedFile(home / name / "released.bin")
         self.job: JobFile | None = None
 
     def crash(self) -> None:
         """Forget everything that is not on disk."""
         self.side = None
+        self.released = ReleasedFile(self.home / self.name / "released.bin")
 
     def handle(self, body: bytes, given: Given) -> tuple[bytes, dict[str, NDArray[np.generic]]]:
         request = decode(body)
@@ -91,9 +95,11 @@ class Firm:
             return encode(Approval(self.name, digest, signature)), {}
         if self.side is None:
             assert self.job is not None
-            folder = JobFolder(self.home / self.name)
+            folder = JobFolder(self.home / self.name / self.job.id)
             random_bytes = randomness_of(f"{self.name}/{random.random()}")
-            self.side = JobSide(self.job, self.name, self.identity, folder, self.trainer, self.limits, random_bytes)
+            self.side = JobSide(
+                self.job, self.name, self.identity, folder, self.trainer, self.released, self.limits, random_bytes
+            )
         try:
             reaction = self.side.answer(request, given)
         except RefusedError as error:
@@ -165,6 +171,9 @@ class SimulatedLink:
         self.log.append((phase, firm.name))
         given = Given({n: self.shared[d] for n, d in ask.arrays.items()}, dict(ask.arrays))
         body, arrays = firm.handle(self.tampering(firm.name, ask.body), given)
+        if fault is not None and fault.kind == "lost":
+            firm.crash()
+            return
         if fault is not None and fault.kind == "corrupt":
             arrays = {name: _changed(array) for name, array in arrays.items()}
         digests = {name: hashlib.sha256(array.tobytes()).digest() for name, array in arrays.items()}
@@ -192,12 +201,14 @@ class Consortium:
         faults: Sequence[Fault] = (),
         limits: FirmLimits | None = None,
         phase_seconds: float = 0.01,
+        job_id: str = "job-1",
+        first_value: float = 0.0,
     ) -> None:
         names = [f"firm-{letter}" for letter in "abcdefghijklmnop"[:num_firms]]
         identities = {name: Identity.from_seed(hashlib.sha256(name.encode()).digest()) for name in names}
-        initial = np.zeros(PARAMETERS, np.float32)
+        initial = np.full(PARAMETERS, first_value, np.float32)
         self.job = JobFile(
-            id="job-1",
+            id=job_id,
             title="Simulated job",
             simulated=True,
             consortium="valley",
@@ -224,7 +235,7 @@ class Consortium:
             for rank, name in enumerate(names)
         }
         self.link = SimulatedLink(self.firms, faults)
-        self.store = Store.create(f"sqlite:///{folder / 'store.sqlite'}")
+        self.store = Store.create(f"sqlite:///{folder / job_id}.sqlite")
         with self.store.transaction() as at:
             for name in names:
                 at.firms.invite(name)
@@ -236,6 +247,12 @@ class Consortium:
         """A fresh coordinator, as after a crash of the one before."""
         self.coordinator = Coordinator(self.job, self.initial, self.link, JobRecord(self.store, self.job.id))
         return self.coordinator
+
+    def run_until_keys(self) -> None:
+        """Approvals and pair keys, and no round yet."""
+        coordinator = self.start()
+        coordinator._agreement.gather_approvals()
+        coordinator._agreement.agree_keys()
 
     def run(self) -> NDArray[np.float32]:
         """Run the job to its end."""

@@ -9,7 +9,7 @@ and a drop-out costs a fresh attempt instead of a recovery.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated
 
@@ -33,6 +33,7 @@ from dure_protocols.messages import (
     Roster,
 )
 from dure_protocols.secagg.codec import VectorLayout, Words
+from dure_protocols.secagg.disclosure import Disclosures, Kind
 from dure_protocols.secagg.keystream import apply_keystreams, derive
 from dure_protocols.secagg.terms import Terms, mask_context, names, numbers
 from dure_protocols.wire import Reader, Writer, digest
@@ -56,7 +57,7 @@ class Phase(IntEnum):
     RETIRED = 7
 
 
-@dataclass
+@dataclass(repr=False)
 class _State(Fields):
     """Everything a session must remember over a crash. Secret; written by `snapshot` only."""
 
@@ -79,8 +80,7 @@ class _State(Fields):
     vector_digest: Hash = _NO_HASH
     released_round: U64 = 0
     released_members: Names = ()
-    spent_models: Annotated[tuple[bytes, ...], many(fixed(32), 1 << 17)] = ()
-    released_cohorts: Annotated[tuple[tuple[str, ...], ...], many(many(TEXT), 1 << 17)] = field(default=())
+    model_key: Hash = _NO_HASH
 
 
 class FirmSession:
@@ -88,13 +88,23 @@ class FirmSession:
     release for each attempt. Every method raises RefusedError for what a lying server may have sent.
     """
 
-    def __init__(self, firm: str, identity: Identity, terms: Terms, randomness: Randomness) -> None:
+    def __init__(
+        self, firm: str, identity: Identity, terms: Terms, randomness: Randomness, disclosures: Disclosures
+    ) -> None:
+        """disclosures: what this firm released over all its jobs; `release` notes to it, and the caller stores it."""
         if terms.firms.get(firm) != identity.public_bytes:
             raise RefusedError(
                 RefusalCode.ROSTER, f"the job lists another identity key for {firm} than this firm's own"
             )
         self._firm, self._identity, self._terms, self._randomness = firm, identity, terms, randomness
+        self._disclosures = disclosures
         self._state = _State()
+
+    def use_terms(self, terms: Terms) -> None:
+        """Take up what the firm's policy says now; the job behind it must be the same."""
+        if terms.job_digest != self._terms.job_digest:
+            raise MisuseError("a session's terms may change, its job may not")
+        self._terms = terms
 
     def snapshot(self) -> bytes:
         """The state as bytes, to be stored (mode 0600) before anything is sent. Holds keys."""
@@ -116,11 +126,6 @@ class FirmSession:
         """The newest epoch this firm has made keys for; 0 before the first."""
         return self._state.epoch
 
-    @property
-    def has_roots(self) -> bool:
-        """Whether the key agreement of the newest epoch is complete."""
-        return bool(self._state.roots)
-
     def advertise(self, epoch: int) -> KeyAdvertisement:
         """Begin an epoch with fresh keys. Verifies: (1) the epoch is newer than any before, and the job not over."""
         self._check_not_retired()
@@ -135,8 +140,6 @@ class FirmSession:
             attempt=old.attempt,
             released_round=old.released_round,
             released_members=old.released_members,
-            spent_models=old.spent_models,
-            released_cohorts=old.released_cohorts,
         )
         x25519, mlkem = self._ephemeral_keys()
         public = x25519.public_key().public_bytes_raw(), mlkem.public_key().public_bytes_raw()
@@ -202,8 +205,10 @@ class FirmSession:
         state.ephemeral, state.advertisements, state.secrets, state.ciphertexts = b"", (), (), b""
         return state.transcript
 
-    def join(self, invitation: Invitation, model_hash: bytes) -> Join:
+    def join(self, invitation: Invitation, model_hash: bytes, model_key: bytes) -> Join:
         """Take part in an attempt on the global model with this hash.
+
+        model_key: digest of the model alone, without the round, by which a firm knows that it has seen it before.
 
         Verifies: (1) keys of this epoch stand; (2) the attempt is newer than any before, and its round not released;
         (3) no sum was released on this model before. The ratchet moves to the round: older roots are gone.
@@ -217,12 +222,12 @@ class FirmSession:
             raise RefusedError(RefusalCode.REPLAY, f"round and attempt {place} are not newer than the last")
         if state.released_members and invitation.round <= state.released_round:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
-        if model_hash in state.spent_models:  # (3)
-            raise RefusedError(RefusalCode.ALREADY_RELEASED, "this firm has contributed on this global model already")
+        self._disclosures.check_model(model_key)  # (3)
         while state.root_round < invitation.round:
             state.roots = tuple((peer, derive(root, "dure ratchet")) for peer, root in state.roots)
             state.root_round += 1
-        state.phase, (state.round, state.attempt), state.model_hash = Phase.JOINED, place, model_hash
+        state.phase, (state.round, state.attempt) = Phase.JOINED, place
+        state.model_hash, state.model_key = model_hash, model_key
         state.self_seed, state.members = self._randomness(32), ()
         signature = self._sign("dure join", *self._join_parts(state.epoch, *place, self._firm, model_hash))
         state.join_signature = signature
@@ -261,7 +266,9 @@ class FirmSession:
             )
             if join.model_hash != state.model_hash:  # (4)
                 raise RefusedError(RefusalCode.GLOBAL_MODEL, f"{join.firm} stands on another global model")
-        self._check_difference(set(members))  # (5)
+        self._disclosures.check_cohort(  # (5)
+            Kind.of(cohort.round), self._keys_of(members), terms.least_difference(Kind.of(cohort.round))
+        )
         state.phase, state.members = Phase.MASKED, tuple(sorted(members))
         state.context = mask_context(terms, state.transcript, *place, members, state.model_hash)
         pair_keys = {
@@ -287,14 +294,14 @@ class FirmSession:
     def release(self, request: ReleaseRequest) -> Release:
         """Open this firm's self mask of the attempt, once a round.
 
-        Verifies: (1) we uploaded in this attempt and released nothing in this round; (2) the receipts are of exactly
-        the members we masked for; (3) each is signed, for the same context; (4) ours names the vector we sent.
+        Verifies: (1) we uploaded in this attempt; (2) the receipts are of exactly the members we masked for; (3) each
+        is signed, for the same context; (4) ours names the vector we sent. The same request again, after a crash before
+        the answer was stored, gets the same seed again until the next join: it tells nothing new.
         """
         state = self._state
         place = (request.epoch, request.round, request.attempt)
-        if state.phase is Phase.RELEASED and request.round <= state.round:
-            raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {state.round} was released already")
-        if place != (state.epoch, state.round, state.attempt) or state.phase is not Phase.UPLOADED:  # (1)
+        may_release = state.phase in {Phase.UPLOADED, Phase.RELEASED}
+        if place != (state.epoch, state.round, state.attempt) or not may_release:  # (1)
             raise RefusedError(RefusalCode.OUT_OF_ORDER, f"nothing was uploaded in epoch, round and attempt {place}")
         receipts = {upload.firm: upload for upload in request.uploads}
         if len(receipts) != len(request.uploads) or tuple(sorted(receipts)) != state.members:  # (2)
@@ -305,12 +312,9 @@ class FirmSession:
         if receipts[self._firm].vector_digest != state.vector_digest:  # (4)
             raise RefusedError(RefusalCode.ROSTER, "the server shows another masked vector for this firm than it sent")
         state.phase, state.released_round, state.released_members = Phase.RELEASED, state.round, state.members
-        state.spent_models = (*state.spent_models, state.model_hash)
-        if state.members not in state.released_cohorts:
-            state.released_cohorts = (*state.released_cohorts, state.members)
-        seed, state.self_seed = state.self_seed, _NO_HASH
-        signature = self._sign("dure release", state.context, self._firm.encode(), seed)
-        return Release(self._firm, state.context, seed, signature)
+        self._disclosures.add(Kind.of(state.round), state.model_key, self._keys_of(state.members))
+        signature = self._sign("dure release", state.context, self._firm.encode(), state.self_seed)
+        return Release(self._firm, state.context, state.self_seed, signature)
 
     def retire(self) -> None:
         """The job is over: erase every key and take part no more. What was released stays known."""
@@ -347,15 +351,9 @@ class FirmSession:
                 RefusalCode.ROSTER, f"the {what} does not name each firm of the job exactly once: {listed}"
             )
 
-    def _check_difference(self, members: set[str]) -> None:
-        for released in self._state.released_cohorts:
-            difference = len(members.symmetric_difference(released))
-            if 0 < difference < self._terms.minimum_difference:
-                raise RefusedError(
-                    RefusalCode.COHORT_TOO_SMALL,
-                    f"the cohort differs by {difference} firm(s) from one whose sum was released;"
-                    f" this firm's policy asks for {self._terms.minimum_difference}",
-                )
+    def _keys_of(self, members: Iterable[str]) -> list[str]:
+        """Firms as identity keys: a name may change, a key says who it is."""
+        return [self._terms.firms[name].hex() for name in members]
 
     def _ephemeral_keys(self) -> tuple[X25519PrivateKey, MLKEM768PrivateKey]:
         seed = self._state.ephemeral

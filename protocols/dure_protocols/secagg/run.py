@@ -11,6 +11,7 @@ from dure_protocols.errors import MisuseError
 from dure_protocols.identity import Identity
 from dure_protocols.messages import Cohort, Establish, Invitation, ReleaseRequest, Roster
 from dure_protocols.secagg.codec import VectorLayout, Words, add_exact, add_update, decode_sum
+from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession, Randomness
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.terms import Terms
@@ -53,7 +54,7 @@ def run_secure_aggregation(
 
     identities = {firm: Identity.from_seed(randomness(32)) for firm in sorted(updates)}
     terms = Terms(digest("job"), {firm: key.public_bytes for firm, key in identities.items()}, minimum_cohort)
-    firms = {firm: FirmSession(firm, key, terms, randomness) for firm, key in identities.items()}
+    firms = {firm: FirmSession(firm, key, terms, randomness, Disclosures()) for firm, key in identities.items()}
 
     roster = Roster(terms.job_digest, _EPOCH, tuple(firm.advertise(_EPOCH) for firm in firms.values()))
     ciphertexts = tuple(firm.encapsulate(roster) for firm in firms.values())
@@ -70,7 +71,9 @@ def run_secure_aggregation(
     def attempt(number: int, present: Sequence[str], gone: Collection[str]) -> Words | None:
         place = (_EPOCH, _ROUND, number)
         model_hash = digest("model")
-        joins = tuple(firms[firm].join(Invitation(terms.job_digest, *place, ()), model_hash) for firm in present)
+        joins = tuple(
+            firms[firm].join(Invitation(terms.job_digest, *place, ()), model_hash, model_hash) for firm in present
+        )
         server = Attempt(terms, transcript, place, joins, model_hash)
         cohort, receipts = Cohort(terms.job_digest, *place, joins), []
         for firm in present:

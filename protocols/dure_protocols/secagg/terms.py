@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dure_protocols.errors import IdentityError, MisuseError, RefusalCode, RefusedError
 from dure_protocols.identity import verify
 from dure_protocols.job import JobFile
+from dure_protocols.secagg.disclosure import Kind
 from dure_protocols.wire import Writer, digest
 
 
@@ -14,23 +15,36 @@ class Terms:
     """The part of the job file that the aggregation needs, and what the firm's own policy adds.
 
     firms: name to raw Ed25519 public key, the whole roster; minimum_cohort: the larger of the job's and the firm's own;
-    minimum_difference: the differencing guard, the least number of firms by which two released cohorts may differ (a
-    value of 1 allows every cohort).
+    minimum_difference, minimum_statistics_difference: the differencing guard for sums of updates and of statistics, the
+    least number of firms by which two released cohorts may differ (1 allows every cohort); see `disclosure`.
     """
 
     job_digest: bytes
     firms: Mapping[str, bytes]
     minimum_cohort: int
     minimum_difference: int = 1
+    minimum_statistics_difference: int = 2
 
     def __post_init__(self) -> None:
         if not 2 <= self.minimum_cohort <= len(self.firms):
             raise MisuseError(f"a minimum cohort of {self.minimum_cohort} does not fit {len(self.firms)} firms")
 
     @classmethod
-    def of(cls, job: JobFile, *, minimum_cohort: int = 2, minimum_difference: int = 1) -> "Terms":
+    def of(
+        cls,
+        job: JobFile,
+        *,
+        minimum_cohort: int = 2,
+        minimum_difference: int = 1,
+        minimum_statistics_difference: int = 2,
+    ) -> "Terms":
         """The terms of a job, with the firm's own minimum where that is larger."""
-        return cls(job.digest(), job.identities(), max(job.minimum_cohort, minimum_cohort), minimum_difference)
+        cohort = max(job.minimum_cohort, minimum_cohort)
+        return cls(job.digest(), job.identities(), cohort, minimum_difference, minimum_statistics_difference)
+
+    def least_difference(self, kind: Kind) -> int:
+        """By how many firms a cohort for this kind of sum must differ from earlier ones."""
+        return self.minimum_statistics_difference if kind is Kind.STATISTICS else self.minimum_difference
 
     def check(self, firm: str, signature: bytes, label: str, *parts: bytes) -> None:
         """Check a firm's signature against its pinned key. Raises RefusedError."""

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
-from dure_server.coordinator.conversation import JobFailedError
+from dure_server.coordinator.conversation import JobStoppedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import JobRecord
 from dure_server.coordinator.rounds import Coordinator
@@ -18,7 +19,7 @@ Course = Callable[[Firms], None]
 
 
 def run_job(home: ServerHome, job_id: str, drive: Callable[[JobFile, Course], None]) -> None:
-    """Let `drive` run a job's course, and keep what became of it. Raises JobFailedError, JobStoppedError."""
+    """Let `drive` run a job's course, and keep what became of it. Raises JobStoppedError, or why it failed."""
     store = Store.open(home.store_url(home.settings()))
     try:
         with store.reading() as at:
@@ -36,7 +37,9 @@ def run_job(home: ServerHome, job_id: str, drive: Callable[[JobFile, Course], No
 
         try:
             drive(job, course)
-        except JobFailedError as error:
+        except JobStoppedError:
+            raise
+        except DureError as error:  # what Dure raises on purpose would only come again at the next start
             record.set_state(JobState.FAILED, str(error))
             raise
     finally:

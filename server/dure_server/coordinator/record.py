@@ -94,12 +94,12 @@ class JobRecord:
         """The attempt at a round that a coordinator before us had fixed the members of, if one stands open."""
         with self._store.reading() as at:
             rows = [row for row in at.rounds.of(self._job) if row.number == number and row.state is RoundState.RUNNING]
-            return (rows[-1].attempt, tuple(rows[-1].members)) if rows else None
+            return next(((row.attempt, tuple(row.members)) for row in rows if row.members), None)
 
-    def next_attempt(self, number: int) -> int:
-        """A number that no attempt at this round has had."""
-        with self._store.reading() as at:
-            return at.rounds.last_attempt(self._job, number) + 1
+    def reserve_attempt(self, number: int) -> int:
+        """Take a number that no attempt at this round has had, before anybody is invited to it."""
+        with self._store.transaction() as at:
+            return at.rounds.reserve(self._job, number)
 
     def begin_attempt(self, number: int, attempt: int, members: Sequence[str]) -> None:
         """Fix an attempt's members, before they are told."""

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_protocols.errors import RefusalCode, RefusedError
+from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import (
     STATISTICS_ROUND,
     GlobalState,
+    RoundOutcome,
     is_training,
-    last_round,
     layout_of,
 )
 from dure_protocols.job import JobFile
@@ -26,6 +26,7 @@ from dure_protocols.messages import (
     MAX_SUMS,
     Cohort,
     Finish,
+    Finished,
     Invitation,
     Join,
     MaskedUpdate,
@@ -35,13 +36,13 @@ from dure_protocols.messages import (
     ReleaseRequest,
     Request,
 )
+from dure_protocols.secagg.codec import Words
 from dure_protocols.secagg.server import Attempt, check_join, check_release
 from dure_protocols.secagg.terms import Terms
 from dure_server.coordinator.agreement import Agreement, EpochLostError, Keys, code_of
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import FinishedRound, JobRecord, Situation
-
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between attempts that too few firms took part in
 
@@ -69,14 +70,18 @@ class Coordinator:
         """
         self._catch_up()
         self._agreement.gather_approvals()
+        if not self.state.is_over:
+            self._run_rounds()
+        self._finish()
+        return self.state.final
+
+    def _run_rounds(self) -> None:
         keys = self._agreement.agree_keys()
-        while self.state.round <= last_round(self._job):
+        while not self.state.is_over:
             try:
                 self._round(keys)
             except EpochLostError:
                 keys = self._agreement.agree_keys(fresh=True)
-        self._finish()
-        return self.state.final
 
     def _catch_up(self) -> None:
         """Compute the model again from the sums that were published before."""
@@ -94,7 +99,7 @@ class Coordinator:
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             fixed = self._record.open_attempt(number)
-            self._attempt = fixed[0] if fixed else max(self._record.next_attempt(number), self._attempt + 1)
+            self._attempt = fixed[0] if fixed else self._record.reserve_attempt(number)
             self._talk.bytes_down, self._seconds = 0, {}
             with self._timed("join"):
                 joins = self._gather_joins(keys, set(fixed[1]) if fixed else set(self._job.firms) - excluded)
@@ -102,9 +107,11 @@ class Coordinator:
             if fixed and members != set(fixed[1]):
                 lost = ", ".join(sorted(set(fixed[1]) - members))
                 self._record.abandon_attempt(number, self._attempt, f"{lost} did not come back")
+                self._talk.forget()
                 continue
             if not self._is_enough(members):
                 excluded = set()
+                self._talk.forget()
                 self._talk.pause(self._why_waiting(members), pause_seconds)
                 pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
                 continue
@@ -116,11 +123,11 @@ class Coordinator:
                 self._record.abandon_attempt(number, self._attempt, _told(dropped))
                 excluded |= set(dropped)
                 self._refused |= dropped
+                self._talk.forget()
                 continue
             with self._timed("release"):
                 releases = self._gather_releases(keys, attempt, receipts)
             self._publish(attempt, releases, bytes_up)
-            self._attempt = 0
             return
 
     @contextmanager
@@ -182,7 +189,7 @@ class Coordinator:
                 elif isinstance(message, Refusal) and message.code is RefusalCode.ALREADY_RELEASED:
                     raise JobFailedError(
                         f"{heard.firm} has released in round {self.state.round} before and will not train on its model"
-                        " again, but the round was never completed: propose a new job"
+                        " again, in this job or in an earlier one with the same seed: propose a new job with another seed"
                     )
                 elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
                     behind[heard.firm] = message.next_round
@@ -264,7 +271,7 @@ class Coordinator:
             if problem:
                 raise JobFailedError(
                     f"{heard.firm} could not release its self mask in round {self.state.round} ({problem}); nothing was"
-                    " learnt from this round and others will not train on its model again: propose a new job"
+                    " learnt from this round and others will not train on its model again: propose a new job with another seed"
                 )
             if isinstance(heard.message, Release):
                 releases[heard.firm] = heard.message
@@ -283,8 +290,8 @@ class Coordinator:
         number, members = self.state.round, attempt.members
         with self._timed("publish"):
             total = attempt.unmask(releases)
+            outcome = self._advance(total, members)
             sum_digest = self._firms.share(total)
-            outcome = self.state.advance(total, len(members))
         self._record.finish_round(
             number,
             self._attempt,
@@ -299,19 +306,46 @@ class Coordinator:
         self._published.append(FinishedRound(number, members, sum_digest))
         self._talk.forget()
 
+    def _advance(self, total: Words, members: tuple[str, ...]) -> RoundOutcome:
+        try:
+            return self.state.advance(total, len(members))
+        except MessageError as error:
+            raise JobFailedError(
+                f"the sum of round {self.state.round} is not one that honest firms can give ({error}); one of"
+                f" {', '.join(members)} runs another program or another version. Nothing was published"
+            ) from error
+
     def _finish(self) -> None:
-        """Hand the last sums to every firm. One that is away gets them when it asks again; the job does not wait."""
-        firms = sorted(set(self._job.firms) & self._talk.connected())
-        requests: dict[str, Request] = {}
-        arrays = {}
-        for firm in firms:
-            sums = self._sums_from(self._stands_before.get(firm, self.state.round - 1))
-            requests[firm] = Finish(self._digest, sums)
-            arrays[firm] = {entry.array_name: entry.vector_digest for entry in sums}
-        situation = Situation("finish", "handing over the model", members=tuple(firms))
-        for _ in self._talk.ask(requests, situation, arrays=arrays, patience_seconds=self._job.phase_seconds):
-            pass
-        self._record.show(Situation("finished", "the job is finished", members=tuple(firms)))
+        """Hand every firm what it has not applied yet. The requests stay for those that are away; nobody is waited for.
+
+        A firm answers when it holds the final model, and then takes part no more.
+        """
+        behind = {firm: self._stands_before.get(firm, self.state.round - 1) for firm in sorted(self._job.firms)}
+        done: set[str] = set()
+        tries = 0
+        while behind:
+            requests: dict[str, Request] = {}
+            arrays = {}
+            for firm, next_round in behind.items():
+                sums = self._sums_from(next_round)
+                requests[firm] = Finish(self._digest, sums)
+                arrays[firm] = {entry.array_name: entry.vector_digest for entry in sums}
+            situation = Situation("finish", "handing over the model", members=tuple(sorted(self._job.firms)))
+            asked, behind = behind, {}
+            for heard in self._talk.ask(
+                requests, situation, key=f".{tries}", arrays=arrays, patience_seconds=self._job.phase_seconds, keep=True
+            ):
+                message = heard.message
+                if isinstance(message, Finished) and message.model_hash == self.state.hash:
+                    done.add(heard.firm)
+                elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
+                    behind[heard.firm] = message.next_round
+            tries += 1
+        missing = sorted(set(self._job.firms) - done)
+        sentence = "the job is finished"
+        if missing:
+            sentence += f"; {', '.join(missing)} will take the model when connected again"
+        self._record.show(Situation("finished", sentence, members=tuple(sorted(done)), waiting_for=tuple(missing)))
 
 
 def _told(dropped: Mapping[str, str]) -> str:

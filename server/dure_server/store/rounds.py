@@ -16,6 +16,19 @@ class Rounds:
     def __init__(self, session: Session, now: datetime) -> None:
         self._session, self._now = session, now
 
+    def reserve(self, job: str, number: int) -> int:
+        """Take an attempt's number, before any firm is invited to it, that no attempt at this round has had.
+
+        One reserved attempt stands at a time: one that too few firms joined makes place for the next.
+        """
+        attempt = self.last_attempt(job, number) + 1
+        for row in self.of(job):
+            if row.number == number and row.state is RoundState.RUNNING and not row.members:
+                self._session.delete(row)
+        self._session.flush()
+        self.begin(job, number, attempt, [])
+        return attempt
+
     def begin(self, job: str, number: int, attempt: int, members: Sequence[str]) -> Round:
         """Start an attempt, or go on with it after a crash. Raises StoreConflictError if the round is over."""
         finished = self.finished(job, number)

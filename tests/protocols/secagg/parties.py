@@ -18,6 +18,7 @@ from dure_protocols.messages import (
     Roster,
 )
 from dure_protocols.secagg.codec import VectorLayout, add_exact, add_update
+from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.terms import Terms
@@ -36,11 +37,12 @@ class Parties:
         self.identities = {name: Identity.from_seed(sha256(name.encode()).digest()) for name in names}
         keys = {name: identity.public_bytes for name, identity in self.identities.items()}
         self.terms = Terms(job, keys, minimum_cohort, minimum_difference)
+        self.disclosures = {name: Disclosures() for name in names}
         self.sessions = {name: self.fresh(name) for name in names}
         self.transcript = b""
 
     def fresh(self, name):
-        return FirmSession(name, self.identities[name], self.terms, self.randomness)
+        return FirmSession(name, self.identities[name], self.terms, self.randomness, self.disclosures[name])
 
     def advertise(self, epoch=1):
         return Roster(JOB, epoch, tuple(s.advertise(epoch) for s in self.sessions.values()))
@@ -55,7 +57,7 @@ class Parties:
 
     def join(self, round_=1, attempt=1, *, who=None, model=MODEL, epoch=1):
         place = (epoch, round_, attempt)
-        return tuple(self.sessions[n].join(Invitation(JOB, *place, ()), model) for n in who or self.sessions)
+        return tuple(self.sessions[n].join(Invitation(JOB, *place, ()), model, model) for n in who or self.sessions)
 
     def vector(self, name, cohort):
         vector = self.sessions[name].accept_cohort(cohort).mask(LAYOUT)

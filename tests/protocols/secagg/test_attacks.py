@@ -52,11 +52,9 @@ def test_control_when_everyone_releases_the_server_learns_exactly_the_sum(partie
 def test_a_substituted_key_is_refused():
     parties = Parties()
     roster = parties.advertise()
-    stranger = Parties().sessions["a"].advertise(1)
     bad = tuple(replace(e, x25519=bytes(31) + b"\x09") if e.firm == "b" else e for e in roster.advertisements)
     with refused(RefusalCode.SIGNATURE):
         parties.sessions["a"].encapsulate(replace(roster, advertisements=bad))
-    assert stranger.firm == "a"
 
 
 def test_another_key_for_the_firm_itself_is_refused():
@@ -162,11 +160,9 @@ def test_different_member_sets_to_different_firms_leave_noise_and_no_update(part
     for session in parties.sessions.values():  # even with every self mask in hand
         key = self_mask_key(session._state.self_seed, session._state.context)
         apply_keystreams(total, subtract=[key])
-    expected = sum(2.0**-i for i in range(4)) / 4
     fields = total[: LAYOUT.packed_words].view(np.uint16).astype(float)
     assert np.std(fields) > 2**13  # uniform over 16 bits has 18918; the true sum's fields are equal
     assert not np.allclose(fields, fields[0])
-    assert expected > 0
 
 
 @pytest.mark.parametrize(
@@ -281,12 +277,20 @@ def test_another_vector_in_the_firm_s_own_name_releases_nothing(parties):
         parties.sessions["a"].release(parties.request(uploads))
 
 
-def test_a_second_release_is_refused(parties):
+def test_a_second_release_is_refused_unless_it_is_the_first_again(parties):
+    """An agent that dies before its answer is stored must be able to give it again, and nothing else."""
     joins = parties.join()
-    request = parties.request(parties.upload(joins))
-    parties.sessions["a"].release(request)
-    with refused(RefusalCode.ALREADY_RELEASED):
-        parties.sessions["a"].release(request)
+    uploads = parties.upload(joins)
+    request = parties.request(uploads)
+    first = parties.sessions["a"].release(request)
+    restored = parties.fresh("a")
+    restored.restore(parties.sessions["a"].snapshot())
+    assert restored.release(request) == first
+    for other in (replace(request, attempt=2), replace(request, round=2), replace(request, epoch=2)):
+        with refused(RefusalCode.OUT_OF_ORDER):
+            restored.release(other)
+    with refused(RefusalCode.ROSTER):
+        restored.release(replace(request, uploads=request.uploads[:-1]))
 
 
 def test_a_released_round_is_not_joined_again(parties):
@@ -368,7 +372,7 @@ def test_a_rejoin_without_pair_keys_is_refused():
     parties = Parties()
     parties.advertise()
     with refused(RefusalCode.STATE_LOST):
-        parties.sessions["a"].join(Invitation(JOB, 1, 1, 1, ()), MODEL)
+        parties.sessions["a"].join(Invitation(JOB, 1, 1, 1, ()), MODEL, MODEL)
 
 
 def test_a_published_sum_over_other_members_than_released_to_is_not_believed(parties):
@@ -392,13 +396,15 @@ def test_a_job_that_is_over_leaves_no_key_and_takes_part_no_more(parties):
     with refused(RefusalCode.OUT_OF_ORDER):
         restored.advertise(2)
     with refused(RefusalCode.OUT_OF_ORDER):
-        restored.join(Invitation(JOB, 1, 2, 1, ()), OTHER)
+        restored.join(Invitation(JOB, 1, 2, 1, ()), OTHER, OTHER)
 
 
 def test_secrets_show_in_no_repr(parties):
     joins = parties.join()
     keys = parties.sessions["a"].accept_cohort(Cohort(JOB, 1, 1, 1, joins))
-    shown = repr(parties.sessions["a"]) + repr(keys) + repr(parties.identities["a"])
+    shown = (
+        repr(parties.sessions["a"]) + repr(parties.sessions["a"]._state) + repr(keys) + repr(parties.identities["a"])
+    )
     seed = parties.sessions["a"]._state.self_seed
     assert seed.hex() not in shown
     assert all(key.hex() not in shown and repr(key) not in shown for key in keys.add + keys.subtract)
