@@ -165,10 +165,10 @@ def _columns(contract: DataContract) -> Table:
 
 
 _PRIVACY = (
-    "The server learns sums over the firms of a round: of updates, row counts and metrics. Sums are public to all members "
-    "and may reveal something about rows that only one firm has; this job adds no differential privacy. When a firm drops "
-    "out of a round, the difference of two sums shows how many rows it has, unless minimum_difference in policy.toml is 2. "
-    "A server that publishes false sums can steer the model. Members of the roster can poison it."
+    "The server learns sums over the firms of a round: of updates, row counts and metrics. Sums are public to all "
+    "members and may reveal something about rows that only one firm has; this job adds no differential privacy. When a "
+    "firm drops out of a round, the difference of two sums shows how many rows it has, unless minimum_difference in "
+    "policy.toml is 2. A server that publishes false sums can steer the model. Members of the roster can poison it."
 )
 
 

@@ -187,9 +187,9 @@ def print_report(report: DemoReport, out: Console, plot: Path | None) -> None:
         f" every update masked: {'yes' if report.encrypted else '[red]no[/]'}."
     )
     out.print(f"{report.gains} of {len(report.firms)} firms are better off together, on rows that nobody trained on.")
-    own = [firm.name for firm in report.firms if firm.keeps == Keeps.ALONE]
-    if own:
-        out.print(f"{', '.join(own)} did not gain on validation rows, and so keeps the model trained alone.")
+    keepers = [firm.name for firm in report.firms if firm.keeps == Keeps.ALONE]
+    if keepers:
+        out.print(f"{', '.join(keepers)} did not gain on validation rows, and so keeps the model trained alone.")
     if plot is not None:
         out.print(f"The rounds are drawn in {plot}")
 

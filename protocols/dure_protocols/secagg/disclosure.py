@@ -1,4 +1,4 @@
-"""What a firm has let out on its data, over all its jobs, and whether one more sum may be let out (docs/protocol.md, 8).
+"""What a firm let out on its data, over all its jobs, and whether one more sum may be let out (docs/protocol.md, 8).
 
 One sum over enough firms shows no single firm. Several may: two sums over almost the same firms can be subtracted. So a
 firm remembers, outside of any job, on which global models it has released and in which company, and refuses
@@ -7,8 +7,8 @@ firm remembers, outside of any job, on which global models it has released and i
     a cohort by which, together with earlier ones, some combination of sums would show one firm alone
 
 The second rule is exact for statistics, which do not change from job to job. For updates a firm's policy says how
-strict it is: between two rounds the model has moved on, so that the difference of two updates' sums shows a firm only roughly;
-but sample counts do not change, and a cohort that lost one member shows that member's count.
+strict it is: between two rounds the model has moved on, so that the difference of two updates' sums shows a firm only
+roughly; but sample counts do not change, and a cohort that lost one member shows that member's count.
 """
 
 from collections.abc import Collection, Iterable

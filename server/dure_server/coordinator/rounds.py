@@ -189,7 +189,7 @@ class Coordinator:
                 elif isinstance(message, Refusal) and message.code is RefusalCode.ALREADY_RELEASED:
                     raise JobFailedError(
                         f"{heard.firm} has released in round {self.state.round} before and will not train on its model"
-                        " again, in this job or in an earlier one with the same seed: propose a new job with another seed"
+                        " again, in this job or an earlier one with its seed: propose a new job with another seed"
                     )
                 elif isinstance(message, Refusal) and self._can_catch_up(message, asked[heard.firm]):
                     behind[heard.firm] = message.next_round
@@ -271,7 +271,8 @@ class Coordinator:
             if problem:
                 raise JobFailedError(
                     f"{heard.firm} could not release its self mask in round {self.state.round} ({problem}); nothing was"
-                    " learnt from this round and others will not train on its model again: propose a new job with another seed"
+                    " learnt from this round, and others will not train on its model again: propose a new job with another"
+                    " seed"
                 )
             if isinstance(heard.message, Release):
                 releases[heard.firm] = heard.message
