@@ -270,9 +270,8 @@ class Coordinator:
             problem = self._check_release(attempt, heard)
             if problem:
                 raise JobFailedError(
-                    f"{heard.firm} could not release its self mask in round {self.state.round} ({problem}); nothing was"
-                    " learnt from this round, and others will not train on its model again: propose a new job with another"
-                    " seed"
+                    f"{heard.firm} could not release its self mask in round {self.state.round} ({problem}). Nothing was"
+                    " learnt from the round, and others do not train on it again: propose a job with another seed"
                 )
             if isinstance(heard.message, Release):
                 releases[heard.firm] = heard.message
