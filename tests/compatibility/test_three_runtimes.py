@@ -24,7 +24,7 @@ from tests.compatibility.three_firms import FIRMS, MODEL, ROUNDING_STEP, ROUNDS,
 
 pytestmark = pytest.mark.timeout(600)
 
-JOB_SECONDS = 400.0  # about 90 on two idle cores: a SuperNode polls every 3 s and starts a process a message
+JOB_SECONDS = 400.0  # a SuperNode polls every 3 s and starts a process a message: 160 s on two busy cores
 RUNTIMES = ("link", "in_process", "superlink")
 RECORDING_SERVER = '''
 """The bundle's server side, with a Grid that writes down what the operator of a SuperLink gets to see."""
