@@ -80,19 +80,6 @@ class Firm:
         except DureError as error:
             return self._refuse(RefusalCode.INTERNAL, error)
 
-    def take_up(self) -> None:
-        """Go on with what a stop cut short: the result of a job that is finished here. Called when the agent starts."""
-        for known in known_jobs(self._home):
-            folder = JobFolder(self._home.job_folder(known.job.id))
-            if not known.is_finished or folder.result_file.exists():
-                continue
-            try:
-                opened = self._open(known.job.digest())
-            except DureError as error:
-                logger.warning("the result of job %s cannot be made up for: %s", known.job.id, error)
-            else:
-                opened.result = self._aside.submit(self._write_result, opened)
-
     def close(self) -> None:
         """End every trainer; a result that is being made is given up, and made anew by `resume`."""
         for job in self._jobs.values():

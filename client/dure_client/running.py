@@ -41,7 +41,6 @@ def run_agent(
         ledger = stack.enter_context(Ledger(home.ledger_file, home.identity()))
         firm = Firm(home, num_threads=num_threads, trainer_module=trainer_module)
         stack.callback(firm.close)
-        firm.take_up()
         link = LinkClient(config.link_address, home.keys, ledger)
         stack.callback(link.close)
         stop = threading.Event()
