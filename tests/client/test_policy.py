@@ -10,7 +10,6 @@ from dure_client.policy import (
     allow_model,
     check_decision,
     check_job,
-    check_rows,
     pin_firm,
 )
 from dure_protocols.errors import RefusalCode, RefusedError
@@ -131,13 +130,6 @@ def test_who_says_yes(approve_jobs: str, said: Decision | None, code: RefusalCod
     with pytest.raises(RefusedError) as caught:
         check_decision(policy, job_of(), said)
     assert caught.value.code is code
-
-
-def test_too_few_rows_are_refused() -> None:
-    check_rows(POLICY, 100)
-    with pytest.raises(RefusedError, match="99") as caught:
-        check_rows(POLICY, 99)
-    assert caught.value.code is RefusalCode.DATA
 
 
 def test_the_default_file_is_the_default_policy_and_strict() -> None:
