@@ -136,6 +136,8 @@ def test_the_job_finishes_with_every_round_counted_once(course: Course) -> None:
     counts = {row.number: row.count for row in rounds[:-1]}
     assert counts == {row.number: sum(TRAINED_ROWS[firm] for firm in row.members) for row in rounds[:-1]}
     assert tiny.state(course.consortium, course.job) == (JobState.FINISHED, "")
+    with course.consortium.store.reading() as at:
+        assert at.jobs.get(course.job.id).epoch == 1  # no firm had lost its keys
 
 
 def test_every_firm_and_the_server_hold_the_same_model_at_the_end(course: Course) -> None:

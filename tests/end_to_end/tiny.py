@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,7 @@ def draft(consortium: LocalConsortium, job: str, *, rounds: int, hidden: int = 8
         "rounds": rounds,
         "minimum_cohort": 2,
         "selection_metric": "validation_loss",
-        "seed": 1,
+        "seed": zlib.crc32(job.encode()),  # no firm trains twice on one first model
         "phase_seconds": 60.0,
         "codec": {"clip": task.training.update_clip, "count_cap": task.training.count_cap},
         "training": {**training, "local_epochs": 1},
