@@ -95,8 +95,12 @@ class LocalConsortium:
         if not self.home.settings_file.exists():
             make_home(self.home, self.settings, ACTOR, datetime.now(UTC))
         command = ["-m", "dure_server.cli", "run", "--home", str(self.home.path), "--json"]
-        process = self._start("server", command, self.folder / "server.log")
-        self._wait(lambda: b'"ready"' in process.log.read_bytes(), "the server did not come up", [process])
+        log = self.folder / "server.log"
+        said_before = log.stat().st_size if log.exists() else 0  # by a server that was started here before
+        process = self._start("server", command, log)
+        self._wait(
+            lambda: b'"ready"' in process.log.read_bytes()[said_before:], "the server did not come up", [process]
+        )
 
     def enrol(self, firm: str) -> AgentHome:
         """Invite, join over HTTPS, compare fingerprints, approve."""
