@@ -83,7 +83,7 @@ class Firm:
     def close(self) -> None:
         """End every trainer; a result that is being made is given up, and made anew by `resume`."""
         for job in self._jobs.values():
-            job.trainer.close()
+            job.trainer.shut()
         self._aside.shutdown(cancel_futures=True)
 
     def resume(self) -> None:

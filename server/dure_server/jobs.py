@@ -147,7 +147,7 @@ def keep(home: ServerHome, store: Store, job: JobFile, initial: NDArray[np.float
         twin = next((row for row in at.jobs.all() if row.id != job.id and _same_start(row.body, job)), None)
         if twin is not None:
             raise JobDraftError(
-                f"job {twin.id} began with the same first model, on which no firm contributes twice: take another seed"
+                f"job {twin.id} begins with the same first model, on which no firm contributes twice: take another seed"
             )
         at.jobs.propose(job)
         at.audit.append(actor, "job.proposed", job.id, {"digest": job.digest().hex()})

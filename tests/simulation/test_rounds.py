@@ -101,6 +101,31 @@ def test_a_firm_that_is_away_at_the_end_takes_the_model_when_it_comes_back(tmp_p
     assert np.array_equal(final_model(tmp_path, "firm-c"), final)
 
 
+def test_a_firm_that_stays_away_is_waited_for_once_and_invited_when_it_is_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation, "ABSENCE_SECONDS", 0.01)
+    consortium = Consortium(tmp_path, rounds=5, statistics=0)
+    consortium.run_until_keys()
+    link = consortium.link
+    link.away.add("firm-c")
+    share, push, invited = link.share, link.push, []
+
+    def come_back_after_three_rounds(vector):
+        if len(link.shared) == 2:
+            link.away.clear()
+        return share(vector)
+
+    def note_and_push(asks):
+        invited.extend(asks)
+        return push(asks)
+
+    link.share, link.push = come_back_after_three_rounds, note_and_push
+    consortium.run()
+    rounds = {ask.place.round for ask in invited if ask.node == 2 and ask.place.phase.startswith("join")}
+    assert rounds == {1, 4, 5, 6}
+    assert consortium.members_by_round()[5] == ("firm-a", "firm-b", "firm-c")
+    assert consortium.firms["firm-c"].side.state.hash == consortium.coordinator.state.hash
+
+
 class GaveUpError(Exception):
     """The test has seen enough."""
 

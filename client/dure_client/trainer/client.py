@@ -77,6 +77,7 @@ class TrainerClient:
     ) -> None:
         """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start."""
         self._module = module
+        self._is_shut = False
         self._spec = spec
         self._places = places
         self._scratch = Scratch(places.scratch)
@@ -154,6 +155,11 @@ class TrainerClient:
         """End the process. A later call would start it again."""
         self._end()
 
+    def shut(self) -> None:
+        """End the process for good: a later call, also of another thread in the middle of its work, fails."""
+        self._is_shut = True
+        self._end()
+
     def __enter__(self) -> Self:
         return self
 
@@ -194,6 +200,8 @@ class TrainerClient:
         raise self._error(answer.failure)
 
     def _connected(self) -> grpc.Channel:
+        if self._is_shut:
+            raise self._error(TrainerCode.DIED)
         if self._channel is None:
             self._scratch.clear()
             self._process = start(

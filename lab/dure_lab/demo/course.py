@@ -2,12 +2,14 @@
 
 import contextlib
 import signal
+import threading
 import time
 import webbrowser
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -32,6 +34,8 @@ from dure_lab.demo.show import Show
 from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
 from dure_server.store import JobState
+
+T = TypeVar("T")
 
 JOB_ID = "demo"
 _TICK_SECONDS = 0.1
@@ -82,8 +86,7 @@ def run_demo(options: DemoOptions, out: Console) -> DemoReport:
             job = consortium.propose(_draft(deal, options))
             consortium.approve_job(job)
         first_round = _watch_rounds(consortium, job, show, started)
-        with ThreadPoolExecutor(1, "pooled") as aside:
-            results, pooled = _watch_results(consortium, deal, options, show, aside)
+        results, pooled = _watch_results(consortium, deal, options, show)
         report, rounds = _report(consortium, deal, job, results, pooled, first_round - started, started)
         plot = draw(report, rounds, job.selection_metric or "", options.folder / "rounds.png")
         show.close()
@@ -156,10 +159,10 @@ def _watch_rounds(consortium: LocalConsortium, job: JobFile, show: Show, started
 
 
 def _watch_results(
-    consortium: LocalConsortium, deal: Deal, options: DemoOptions, show: Show, aside: ThreadPoolExecutor
+    consortium: LocalConsortium, deal: Deal, options: DemoOptions, show: Show
 ) -> tuple[dict[str, JobResult], list[dict[str, float]]]:
     """Wait for each firm's own model, and train one on pooled data, which only a demo can."""
-    pooled: Future[list[dict[str, float]]] = aside.submit(_pooled, deal, options.seed)
+    pooled = _aside(lambda: _pooled(deal, options.seed))
     results: dict[str, JobResult] = {}
     with show.step("Each firm trains alone, for comparison; the demo also trains on pooled data, because it can"):
         while len(results) < len(deal.firms) or not pooled.done():
@@ -170,6 +173,20 @@ def _watch_results(
             consortium.check()
             time.sleep(_TICK_SECONDS)
     return results, pooled.result()
+
+
+def _aside(work: Callable[[], T]) -> "Future[T]":
+    """Work in a thread that nobody waits for when the demo is stopped."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001  # handed to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="pooled", daemon=True).start()
+    return future
 
 
 def _pooled(deal: Deal, seed: int) -> list[dict[str, float]]:

@@ -61,6 +61,7 @@ class Coordinator:
         self._stands_before: dict[str, int] = {}
         self._attempt = 0
         self._refused: dict[str, str] = {}
+        self._away: set[str] = set()
         self.state = GlobalState(job, initial)
 
     def run(self) -> NDArray[np.float32]:
@@ -102,7 +103,7 @@ class Coordinator:
             self._attempt = fixed[0] if fixed else self._record.reserve_attempt(number)
             self._talk.bytes_down, self._seconds = 0, {}
             with self._timed("join"):
-                joins = self._gather_joins(keys, set(fixed[1]) if fixed else set(self._job.firms) - excluded)
+                joins = self._gather_joins(keys, set(fixed[1]) if fixed else self._invited(excluded))
             members = {join.firm for join in joins}
             if fixed and members != set(fixed[1]):
                 lost = ", ".join(sorted(set(fixed[1]) - members))
@@ -141,6 +142,11 @@ class Coordinator:
 
     def _situation(self, phase: str, sentence: str, members: set[str] | tuple[str, ...]) -> Situation:
         return Situation(phase, sentence, self.state.round, self._attempt, tuple(sorted(members)))
+
+    def _invited(self, excluded: set[str]) -> set[str]:
+        """Whom to invite. A firm that did not come last time is waited for again once it is connected."""
+        self._away -= self._talk.connected()
+        return set(self._job.firms) - excluded - self._away
 
     def _is_enough(self, members: set[str]) -> bool:
         """Statistics are exact, so their sum over all firms but one would show that one: they need every firm."""
@@ -196,6 +202,7 @@ class Coordinator:
                 else:
                     self._refused[heard.firm] = code_of(heard)
             tries += 1
+        self._away |= invited - set(joins) - set(self._refused)
         return tuple(joins[firm] for firm in sorted(joins))
 
     def _can_catch_up(self, refusal: Refusal, sent_from: int) -> bool:
