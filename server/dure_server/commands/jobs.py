@@ -107,7 +107,9 @@ def show(job: JobArgument, home: HomeOption, as_json: JsonOption = False) -> Non
         out.print(escape(progress.sentence))
     for entry in done:
         values = ", ".join(f"{name} {value:.4g}" for name, value in entry.metrics.items())
-        out.print(f"  round {entry.number}: {len(entry.members)} firms, {entry.count:.0f} rows  {values}")
+        what = _round_name(entry.number, row.num_rounds)
+        rows_seen = f", {entry.count:.0f} rows" if 1 <= entry.number <= row.num_rounds and entry.count else ""
+        out.print(f"  {what}: {len(entry.members)} firms{rows_seen}  {values}")
 
 
 def _set(home: Path, job: str, state: JobState, act: str) -> None:
@@ -115,6 +117,12 @@ def _set(home: Path, job: str, state: JobState, act: str) -> None:
         at.jobs.set_state(job, state)
         at.audit.append(actor(), f"job.{act}", job)
     terminal().print(f"[green]✓[/] Job {job} is {act}.")
+
+
+def _round_name(number: int, num_rounds: int) -> str:
+    if number == 0:
+        return "statistics"
+    return f"round {number}" if number <= num_rounds else "closing"
 
 
 def _coloured(row: Job) -> str:
