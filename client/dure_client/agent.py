@@ -23,8 +23,8 @@ from typing import Final
 import grpc
 import numpy as np
 
-from dure_client.link import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
-from dure_client.transfer import write_all
+from dure_client.link.client import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
+from dure_client.link.transfer import write_all
 from dure_protocols import messages
 from dure_protocols.errors import DureError, MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import CHUNK_BYTES, MAX_TTL_SECONDS, AnyArray, ArrayRef, Envelope, little_endian, raw_bytes

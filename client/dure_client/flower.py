@@ -1,7 +1,7 @@
 """Where the firm's side meets Flower, and the only place: envelopes to `Message`s for a ClientApp, and back.
 
 A Flower message of Dure has one form: RecordDict{"dure": ConfigRecord{"body": bytes}} and, where there are arrays,
-{"arrays": ArrayRecord}. The ClientApp itself (its handlers, what a firm does in a round) is in `firm.py`.
+{"arrays": ArrayRecord}. The ClientApp itself (its handlers, what a firm does in a round) is in `jobs.firm`.
 
 Only public names of flwr are used. `Message(metadata=…)` is how flwr itself rebuilds a message that has arrived.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from dure_client.agent import Answer
-from dure_client.job_side import Given, Reaction
+from dure_client.jobs.side import Given, Reaction
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import DURE_MESSAGE_TYPE, AnyArray, Envelope, raw_bytes
 from dure_protocols.messages import encode

@@ -4,7 +4,7 @@
     policy.toml data.toml what this firm consents to, where its data is (written by the firm)
     keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
     state/                released.bin, answers/, outbox/, inbox/
-    jobs/<job-id>/        job, protocol state, models, result.json; see job_folder.py
+    jobs/<job-id>/        job, protocol state, models, result.json; see jobs/folder.py
     ledger/ledger.jsonl   every byte that left
     logs/                 what may never leave
 

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dure_client.approvals import Decision, Verdict
+from dure_client.jobs.approvals import Decision, Verdict
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from datetime import datetime
 
 from dure_client.agent import Agent
-from dure_client.enrolment import finish_renewal, renew, renewal_is_due
-from dure_client.firm import Firm, utc_now
+from dure_client.enrolment.join import finish_renewal, renew, renewal_is_due
 from dure_client.flower import FlowerApp, client_app
 from dure_client.home import AgentHome
+from dure_client.jobs.firm import Firm, utc_now
 from dure_client.ledger import Ledger
-from dure_client.link import LinkClient
+from dure_client.link.client import LinkClient
 from dure_client.trainer.process import TRAINER_MODULE
 from dure_protocols.errors import DureError
 from dure_protocols.frames import node_id

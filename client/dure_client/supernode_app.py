@@ -20,10 +20,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from dure_client.agent import answer_kind
-from dure_client.firm import Firm
 from dure_client.flower import client_app
 from dure_client.home import AgentHome, default_home
-from dure_client.job_side import Given, Reaction
+from dure_client.jobs.firm import Firm
+from dure_client.jobs.side import Given, Reaction
 from dure_client.ledger import Ledger
 from dure_protocols.frames import DURE_MESSAGE_TYPE, Place, raw_bytes
 from dure_protocols.ledger import Entry, RecordKind

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dure_client.approvals import Verdict, decide, known_jobs
-from dure_client.enrolment import join
+from dure_client.enrolment.join import join
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.approvals import Verdict, decide, known_jobs
 from dure_client.policy import read_text
 from dure_lab.homes import introduce
 from dure_protocols.errors import DureError

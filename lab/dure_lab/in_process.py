@@ -28,10 +28,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from dure_client.approvals import Verdict, decide
-from dure_client.firm import Firm
 from dure_client.flower import client_app
 from dure_client.home import AgentHome
+from dure_client.jobs.approvals import Verdict, decide
+from dure_client.jobs.firm import Firm
 from dure_protocols.errors import MisuseError
 from dure_protocols.frames import COORDINATOR_NODE_ID, node_id
 from dure_protocols.job import JobFile

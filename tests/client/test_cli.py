@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from dure_client.approvals import Verdict, decide, decision_on, known_job
 from dure_client.cli import app
 from dure_client.home import AgentConfig, AgentHome, keep_or_make_private
+from dure_client.jobs.approvals import Verdict, decide, decision_on, known_job
+from dure_client.jobs.results import JobResult, Keeps, ModelReport
 from dure_client.ledger import Ledger
 from dure_client.policy import Policy
-from dure_client.results import JobResult, Keeps, ModelReport
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_protocols.identity import Identity, grouped

@@ -16,8 +16,8 @@ import pytest
 import uvicorn
 
 from dure_client.commands.status import read_status
-from dure_client.enrolment import ask_state, finish_renewal, join, renew, renewal_is_due
-from dure_client.enrolment_api import EnrolmentError, FingerprintError, ServerRefusedError, ServerUnreachableError
+from dure_client.enrolment.api import EnrolmentError, FingerprintError, ServerRefusedError, ServerUnreachableError
+from dure_client.enrolment.join import ask_state, finish_renewal, join, renew, renewal_is_due
 from dure_client.home import AgentHome, HomeError
 from dure_client.ledger import Ledger, read_records
 from dure_protocols.certificates import (

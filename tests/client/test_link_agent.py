@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dure_client.agent import KEPT_ANSWERS, KEPT_SECONDS, Agent, Answer, ledger_kind, spool
-from dure_client.link import LinkClient
+from dure_client.link.client import LinkClient
 from dure_protocols import messages
 from dure_protocols.certificates import Authority, key_to_pem, new_serial, new_tls_key, signing_request
 from dure_protocols.errors import MessageError, MisuseError, RefusalCode

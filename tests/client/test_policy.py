@@ -2,7 +2,7 @@
 
 import pytest
 
-from dure_client.approvals import Decision, Verdict
+from dure_client.jobs.approvals import Decision, Verdict
 from dure_client.policy import (
     DEFAULT_TEXT,
     Policy,

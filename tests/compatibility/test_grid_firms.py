@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from dure_client.flower import client_app
-from dure_client.job_side import Given, Reaction
+from dure_client.jobs.side import Given, Reaction
 from dure_lab.in_process import InProcessGrid
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import Place

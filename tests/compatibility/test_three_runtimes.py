@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dure_client.jobs.results import JobResult
 from dure_client.ledger import read_records, verify_file
-from dure_client.results import JobResult
 from dure_lab.consortium import LocalConsortium
 from dure_lab.in_process import run_in_process
 from dure_protocols.global_state import model_digest

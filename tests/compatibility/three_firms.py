@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_client.approvals import Verdict, decide
 from dure_client.home import AgentHome, write_file
-from dure_client.job_folder import JobFolder
+from dure_client.jobs.approvals import Verdict, decide
+from dure_client.jobs.folder import JobFolder
 from dure_client.trainer.messages import TrainingSpec
 from dure_lab.homes import introduce, make_home
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, layout_of

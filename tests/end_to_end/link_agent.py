@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from dure_client import flower
 from dure_client.agent import Agent
-from dure_client.link import LinkClient
+from dure_client.link.client import LinkClient
 from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.frames import node_id
 from dure_protocols.ledger import RecordKind

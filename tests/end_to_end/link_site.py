@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from dure_client.link import LinkClient
+from dure_client.link.client import LinkClient
 from dure_protocols.certificates import (
     Authority,
     key_to_pem,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from dure_client.jobs.results import Keeps
 from dure_client.ledger import verify_file
-from dure_client.results import Keeps
 from dure_lab.consortium import LocalConsortium
 from dure_protocols.job import JobFile
 from dure_server.store import JobState, RoundState

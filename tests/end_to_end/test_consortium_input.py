@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from dure_client.approvals import Verdict, decide, known_job
-from dure_client.link import LinkClient
+from dure_client.jobs.approvals import Verdict, decide, known_job
+from dure_client.link.client import LinkClient
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_protocols.errors import RefusalCode

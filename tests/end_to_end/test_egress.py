@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dure_client.ledger import verify_file
-from dure_client.link import LinkClient, LinkRefusedError
+from dure_client.link.client import LinkClient, LinkRefusedError
 from dure_protocols import ledger as chain
 from dure_protocols.errors import MessageError, RefusalCode
 from dure_protocols.frames import ArrayRef, Envelope, node_id

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dure_client.link import LinkClient, LinkTimeoutError, NotAdmittedError
+from dure_client.link.client import LinkClient, LinkTimeoutError, NotAdmittedError
 from dure_protocols.certificates import (
     Authority,
     key_to_pem,

@@ -8,9 +8,9 @@ import grpc
 import numpy as np
 import pytest
 
-import dure_client.transfer
+import dure_client.link.transfer
 from dure_client.agent import spool
-from dure_client.link import LinkClient, LinkRefusedError
+from dure_client.link.client import LinkClient, LinkRefusedError
 from dure_protocols.frames import CHUNK_BYTES, Announce, AnyArray, ArrayRef, Envelope, Fetch, Stored
 from dure_protocols.ledger import RecordKind
 from dure_server.link.blobs import map_array
@@ -39,7 +39,7 @@ class Outgoing:
 @pytest.fixture
 def slow_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 64 KiB, so that an upload lasts long enough to be cut."""
-    monkeypatch.setattr(dure_client.transfer, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(dure_client.link.transfer, "CHUNK_BYTES", 64 << 10)
 
 
 def raw_upload(site: LinkSite, firm: str, requests: list[bytes]) -> list[Stored]:

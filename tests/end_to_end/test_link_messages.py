@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dure_client.link import LinkClient, LinkRefusedError
+from dure_client.link.client import LinkClient, LinkRefusedError
 from dure_protocols.frames import ArrayRef, Envelope
 from dure_protocols.ledger import RecordKind
 from dure_server.link.errors import GridError

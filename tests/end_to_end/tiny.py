@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 import psutil
 
-from dure_client.approvals import Verdict, decide, known_job
 from dure_client.home import AgentHome, write_file
-from dure_client.results import JobResult, ResultError
+from dure_client.jobs.approvals import Verdict, decide, known_job
+from dure_client.jobs.results import JobResult, ResultError
 from dure_lab.consortium import LocalConsortium, write_draft
 from dure_lab.datasets import milling
 from dure_protocols.job import JobFile

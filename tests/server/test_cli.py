@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dure_client.enrolment import join
+from dure_client.enrolment.join import join
 from dure_client.home import AgentHome
 from dure_protocols.invitation import read_invitation
 from dure_server.cli import main

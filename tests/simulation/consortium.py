@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_client.job_folder import JobFolder
-from dure_client.job_side import FirmLimits, Given, JobSide
-from dure_client.released import ReleasedFile
+from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.released import ReleasedFile
+from dure_client.jobs.side import FirmLimits, Given, JobSide
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import RefusedError
 from dure_protocols.global_state import model_digest

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dure_client.job_side import FirmLimits, Given
+from dure_client.jobs.side import FirmLimits, Given
 from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.messages import Cohort, Invitation
 from tests.simulation.consortium import Consortium

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dure_client.job_side import FirmLimits, Given
+from dure_client.jobs.side import FirmLimits, Given
 from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.global_state import last_round
 from dure_protocols.messages import Cohort, Finish, Invitation, PublishedSum, Refusal

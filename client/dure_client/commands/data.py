@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dure_client.approvals import known_job, known_jobs
 from dure_client.commands.join import HomeOption
 from dure_client.data.errors import DataMappingError
 from dure_client.data.mapping import DEFAULT_TEXT, DataMapping
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.approvals import known_job, known_jobs
 from dure_models.contract import DataContract
 
 app = typer.Typer(no_args_is_help=True, help="This firm's data; it is read here and stays here.")

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dure_client.approvals import KnownJob, Verdict, decide, known_job, known_jobs
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.approvals import KnownJob, Verdict, decide, known_job, known_jobs
+from dure_client.jobs.results import JobResult, ResultError
 from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
-from dure_client.results import JobResult, ResultError
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest

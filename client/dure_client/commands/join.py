@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dure_client.enrolment import join as join_consortium
+from dure_client.enrolment.join import join as join_consortium
 from dure_client.home import HOME_VARIABLE, AgentHome, HomeError, default_home
 from dure_protocols.identity import grouped
 from dure_protocols.invitation import MAX_INVITATION_CHARACTERS, read_invitation

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dure_client.commands.join import HomeOption
-from dure_client.enrolment import ask_state
-from dure_client.enrolment_api import EnrolmentError
+from dure_client.enrolment.api import EnrolmentError
+from dure_client.enrolment.join import ask_state
 from dure_client.home import AgentHome
 from dure_protocols.identity import grouped
 from dure_protocols.ledger import LedgerError

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dure_client.home import write_file
-from dure_client.results import JobResult, ResultError
+from dure_client.jobs.results import JobResult, ResultError
 from dure_lab.consortium import LocalConsortium, write_draft
 from dure_lab.datasets import catalogue
 from dure_lab.datasets.deal import Deal, FirmFiles, read_tables, write_deal

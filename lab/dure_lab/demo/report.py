@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dure_client.home import AgentHome
+from dure_client.jobs.results import JobResult, Keeps
 from dure_client.ledger import read_records, totals, verify_file
-from dure_client.results import JobResult, Keeps
 from dure_protocols.job import JobFile
 from dure_protocols.ledger import LedgerError, RecordKind
 from dure_server.store import RoundState, Store

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from dure_client.approvals import ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
 from dure_client.home import AgentHome
-from dure_client.job_folder import JobFolder
-from dure_client.job_side import FirmLimits, Given, JobSide, Reaction
+from dure_client.jobs.approvals import ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
+from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.released import ReleasedFile
+from dure_client.jobs.results import JobResult, ModelReport
+from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.policy import Policy, check_decision, check_job
-from dure_client.released import ReleasedFile
-from dure_client.results import JobResult, ModelReport
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 import grpc
 
-from dure_client.transfer import UploadRequests, write_all
+from dure_client.link.transfer import UploadRequests, write_all
 from dure_protocols.errors import DureError, MessageError
 from dure_protocols.frames import (
     CHUNK_BYTES,

@@ -2,7 +2,7 @@
 
 Keys are made here and stay here. Nothing secret is sent to a server before its root has the fingerprint that a person
 was told over another way. A run that was cut off at any point is simply run again: keys that exist are kept, and the
-server gives the same keys the same answer. Errors: `enrolment_api`, HomeError, InvitationError.
+server gives the same keys the same answer. Errors: `enrolment.api`, HomeError, InvitationError.
 """
 
 import secrets
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from dure_client.enrolment_api import EnrolmentApi, EnrolmentError, FingerprintError
+from dure_client.enrolment.api import EnrolmentApi, EnrolmentError, FingerprintError
 from dure_client.home import AgentConfig, AgentHome, HomeError, keep_or_make_private, write_file
 from dure_client.ledger import Ledger
-from dure_client.link import EgressRecorder
+from dure_client.link.client import EgressRecorder
 from dure_protocols.certificates import (
     CertificateFacts,
     certificate_der,

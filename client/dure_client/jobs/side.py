@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_client.job_folder import JobFolder
-from dure_client.released import ReleasedFile
+from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.released import ReleasedFile
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, is_training, layout_of

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from dure_client.link import EgressRecorder
+from dure_client.link.client import EgressRecorder
 from dure_protocols.enrolment import API_PREFIX, MAX_ANSWER_BYTES, Problem
 from dure_protocols.errors import DureError
 from dure_protocols.ledger import Entry, RecordKind

@@ -1,0 +1,1 @@
+"""How a firm joins a consortium and keeps its certificate young."""
