@@ -188,7 +188,7 @@ class Firm:
             result = opened.side.conclude(lambda: compare(opened))
             result.write(opened.folder.result_file)
             logger.info("job %s: this firm keeps the %s model", opened.job.id, result.keeps.value)
-        except Exception:
+        except Exception:  # in a thread of its own, where nobody else would hear of it
             logger.exception("the result of job %s could not be written", opened.job.id)
         finally:
             opened.trainer.close()
