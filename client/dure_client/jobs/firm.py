@@ -27,7 +27,7 @@ from dure_models.digest import model_digest
 from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.job import JobFile, JobFileError
-from dure_protocols.messages import Approval, Finish, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
+from dure_protocols.messages import Approval, Finished, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
 from dure_protocols.secagg.firm import Randomness
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Firm:
         # A firm that rejects a running job, or tightens its policy, does so from the next request on.
         opened.side.use_limits(_limits(self._check(opened.job)))
         reaction = opened.side.answer(request, given)
-        if isinstance(request, Finish) and opened.result is None:
+        if isinstance(reaction.message, Finished) and opened.result is None:
             opened.result = self._aside.submit(self._write_result, opened)
         return reaction
 
