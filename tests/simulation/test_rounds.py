@@ -126,6 +126,28 @@ def test_a_firm_that_stays_away_is_waited_for_once_and_invited_when_it_is_back(t
     assert consortium.firms["firm-c"].side.state.hash == consortium.coordinator.state.hash
 
 
+def test_a_firm_that_dropped_out_and_stays_away_is_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversation, "ABSENCE_SECONDS", 0.01)
+    faults = [Fault("firm-c", "update", 1, "silent")]
+    consortium = Consortium(tmp_path, rounds=4, statistics=0, faults=faults)
+    consortium.run_until_keys()
+    link = consortium.link
+    share, push, invited = link.share, link.push, []
+
+    def go_away(vector):
+        link.away.add("firm-c")
+        return share(vector)
+
+    def note_and_push(asks):
+        invited.extend(asks)
+        return push(asks)
+
+    link.share, link.push = go_away, note_and_push
+    consortium.run()
+    rounds = [ask.place.round for ask in invited if ask.node == 2 and ask.place.phase.startswith("join")]
+    assert rounds == [1, 2]
+
+
 class GaveUpError(Exception):
     """The test has seen enough."""
 

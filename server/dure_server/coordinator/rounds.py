@@ -81,7 +81,8 @@ class Coordinator:
         while not self.state.is_over:
             try:
                 self._round(keys)
-            except EpochLostError:
+            except EpochLostError as error:
+                self._talk.pause(Situation("keys", f"{error}; agreeing on new ones"))
                 keys = self._agreement.agree_keys(fresh=True)
 
     def _catch_up(self) -> None:
@@ -171,6 +172,7 @@ class Coordinator:
         """Invite; a firm that has missed sums is invited again with all of them."""
         situation = self._situation("join", f"round {self.state.round}: inviting the firms", invited)
         joins: dict[str, Join] = {}
+        self._refused = {firm: why for firm, why in self._refused.items() if firm not in invited}
         behind = {firm: self._stands_before.get(firm, self.state.round - 1) for firm in invited}
         tries = 0
         while behind:
@@ -188,7 +190,6 @@ class Coordinator:
                 if isinstance(message, Join):
                     if self._is_valid_join(keys, message):
                         joins[heard.firm] = message
-                        self._refused.pop(heard.firm, None)
                         self._stands_before[heard.firm] = self.state.round
                 elif isinstance(message, Refusal) and message.code is RefusalCode.STATE_LOST:
                     raise EpochLostError(f"{heard.firm} has lost its keys")
