@@ -149,11 +149,13 @@ def run_in_process(
     with ExitStack() as stack:
         store = _store_with(job, folder / "store.sqlite")
         stack.callback(store.close)
+        firms_here: list[Firm] = []
         apps = {}
         for name, home in homes.items():
             decide(home, job, Verdict.APPROVED, datetime.now(UTC))
             firm = Firm(home, randomness=randomness(name))
             stack.callback(firm.close)
+            firms_here.append(firm)
             apps[name] = client_app(firm.answer)
         run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
         grid = stack.enter_context(InProcessGrid(apps, run_id=run_id, in_turn=in_turn))
@@ -164,6 +166,8 @@ def run_in_process(
             record.set_state(JobState.FINISHED)
 
         run_app(server_app(course, folder / "sums"), grid, run_id)
+        for firm in firms_here:  # closing a firm gives up a result that it is still making
+            firm.wait_for_results()
     return outcome[0]
 
 
