@@ -1,80 +1,109 @@
 """From float32 updates to ring elements and back (docs/protocol.md, section 5).
 
-The ring is Z_2^64, word by word. A vector has three parts:
+The ring is Z_2^64, word by word; `layout` says where everything lies. A field holds a clipped parameter of weight x
+update, rounded stochastically to one of 2^bits - 1 steps between -c and c (`rows` has the formulae), and is wide
+enough that a sum over all members cannot overflow it. Sums of such integers are exact, and the sum of the weights
+travels in the same vector: the weighted mean needs no one to know a single count. Tag words let the firms check what
+is published (`tags`).
 
-    packed words   d parameters in F fields a word, each field wide enough that a sum over all firms cannot overflow it
-    count word     the firm's sample count under the public cap, as an integer
-    exact words    metrics or statistics as signed fixed-point numbers, one a word
+Fixed-point words hold a number x as round(x · 2^24), halves to even.
 
-A parameter's field holds floor((clip(w·u, ±c) + c) · s + r) with s = (2^bits - 2) / 2c, where w is the firm's weight
-in [0, 1] and r is uniform in [0, 1): rounding is stochastic and so unbiased. Sums of such integers are exact, and the
-sum of the weights travels in the same vector: the weighted mean needs no one to know a single count.
+With error feedback, what clipping and rounding lose of one update is kept by the firm and added to its next (Seide et
+al. 2014; Karimireddy et al. 2019): the losses of all rounds then add up to the last one alone.
 """
 
-import sys
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import DureError, MessageError, MisuseError
+from dure_protocols.secagg import rows, tags
+from dure_protocols.secagg.layout import TAG_WORDS, WORD_BYTES, VectorLayout, Words
 
-if sys.byteorder != "little":  # the views below read words as the narrow fields they hold
-    raise ImportError("Dure's codec runs on little-endian machines only")
+__all__ = [
+    "WORD_BYTES",
+    "Contribution",
+    "DecodedSum",
+    "OutOfRangeError",
+    "VectorLayout",
+    "Words",
+    "add_contribution",
+    "add_exact",
+    "add_update",
+    "carries_tag",
+    "decode_sum",
+]
 
-Words = NDArray[np.uint64]
-
-WORD_BYTES = 8
 FRACTION_BITS = 24
-_BLOCK = 1 << 16
-_NARROW: dict[int, type[np.unsignedinteger]] = {8: np.uint8, 16: np.uint16, 32: np.uint32}
+_NO_UPDATE = np.zeros(0, np.float32)
 
 
 class OutOfRangeError(DureError):
-    """A count or metric is too large for the sum to hold it exactly."""
+    """A count, metric or update is not what a sum can hold exactly."""
 
 
-@dataclass(frozen=True)
-class VectorLayout:
-    """Where everything lies in a vector. Equal for all firms of a round.
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What one firm gives in one round.
 
-    parameters: d, float32 parameters (0 in the statistics round); bits: a field's bits before headroom;
-    max_members: the most firms that may enter the sum; exact: number of fixed-point words.
+    update: (d,) float32, None where the layout has no parameters; weight: what the update counts for, in [0, 1];
+    count: the sample count under the public cap; exact: (e,) float64, in the layout's order.
     """
 
-    parameters: int
-    bits: int
-    max_members: int
-    exact: int = 0
+    update: NDArray[np.float32] | None
+    weight: float
+    count: int
+    exact: NDArray[np.float64]
 
-    def __post_init__(self) -> None:
-        if self.parameters < 0 or self.exact < 0 or self.max_members < 1 or not 2 <= self.bits <= 32:
-            raise MisuseError(f"no such vector layout: {self}")
 
-    @property
-    def fields(self) -> int:
-        """Parameters in one 64-bit word, F."""
-        return 64 // (self.bits + (self.max_members - 1).bit_length())
+def add_contribution(
+    words: Words,
+    layout: VectorLayout,
+    contribution: Contribution,
+    *,
+    clip: float,
+    rounding: int,
+    tag_key: bytes,
+    residual: NDArray[np.float32] | None = None,
+) -> None:
+    """Add a firm's contribution and its tag to `words`, in place, modulo 2^64 and block by block.
 
-    @property
-    def field_bits(self) -> int:
-        """Bits from one field to the next; what a whole number of fields leaves over widens them."""
-        return 64 // self.fields
+    words: (layout.words,) uint64, holding the masks or zeros; clip: the bound c on each coordinate of weight x
+    update; rounding: a fresh 64-bit seed for the rounding noise, which need not be secret; tag_key: 32 secret bytes;
+    residual: (d,) float32, error feedback: it is added to weight x update and then holds, in place, what clipping and
+    rounding lost. Raises MisuseError on wrong shapes. Raises OutOfRangeError for a count or exact value whose sum
+    could reach 2^60, before anything is changed, and for NaN or infinity in update or residual, which is found on the
+    way: `words` and `residual` are worthless then and must be thrown away.
+    """
+    update = _checked_update(words, layout, contribution, clip, rounding, residual)
+    tail = _tail_values(layout, contribution)
+    key = tags.TagKey.of(layout, tag_key)
+    sums = np.empty((layout.rows, rows.HASHES), np.uint64)
+    packed = words[: layout.packed_words]
+    quantiser = rows.Quantiser.of(layout, contribution.weight, clip, rounding)
+    if not rows.add_quantised(packed, layout, update, residual, quantiser, key.units, sums):
+        raise OutOfRangeError("the update holds NaN or infinity: training diverged; lower the learning rate")
+    words[layout.tail] += tail.view(np.uint64)
+    words[-TAG_WORDS:] += tags.split(key.tag(sums, tail))
 
-    @property
-    def packed_words(self) -> int:
-        """Words that hold the parameters."""
-        return -(-self.parameters // self.fields)
 
-    @property
-    def words(self) -> int:
-        """Words of the whole vector: packed, count, exact."""
-        return self.packed_words + 1 + self.exact
+def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
+    """Whether a published sum is the sum of vectors that were tagged under `tag_key`, 32 bytes (`tags` has the bounds).
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the vector on the wire."""
-        return self.words * WORD_BYTES
+    False also for tail values of 2^60 or more and for set bits that belong to no field: no honest sum has them. Raises
+    MessageError for a vector of another length.
+    """
+    _check_sum(words, layout)
+    tail = words[layout.tail].view(np.int64)
+    if not ((tail > -tags.TAIL_LIMIT) & (tail < tags.TAIL_LIMIT)).all():
+        return False
+    key = tags.TagKey.of(layout, tag_key)
+    sums = np.empty((layout.rows, rows.HASHES), np.uint64)
+    if not rows.sum_rows(words[: layout.packed_words], layout, key.units, sums):
+        return False
+    return key.tag(sums, tail) == tags.joined(words[-TAG_WORDS:])
 
 
 def add_update(
@@ -85,43 +114,19 @@ def add_update(
     clip: float,
     rounding: np.random.Generator,
 ) -> None:
-    """Quantise `weight * update` and add it to the packed part of `words`, in place and block by block.
-
-    words: (layout.words,) uint64, holding the masks or zeros; update: (d,) float32; weight in [0, 1]; clip: the bound c
-    on each coordinate of the product. `rounding` need not be secret. Raises MisuseError on wrong shapes and
-    OutOfRangeError if the update holds NaN or infinity.
-    """
-    if update.shape != (layout.parameters,) or update.dtype != np.float32 or words.shape != (layout.words,):
-        raise MisuseError(f"update {update.dtype}{update.shape} does not fit {layout}")
-    if not 0.0 <= weight <= 1.0:
-        raise MisuseError(f"a weight of {weight} is outside [0, 1]")
-    scale, bound = np.float32(_scale(layout.bits, clip)), np.float32(clip)
-    step = _BLOCK // layout.fields * layout.fields
-    for start in range(0, layout.parameters, step):
-        values = update[start : start + step] * np.float32(weight)
-        if not np.isfinite(values).all():
-            raise OutOfRangeError("the update holds NaN or infinity: training diverged; lower the learning rate")
-        np.clip(values, -bound, bound, out=values)
-        values += bound
-        values *= scale
-        values += rounding.random(values.size, np.float32)
-        # float32 rounding may lift the largest value by one unit; the field has room for exactly that unit
-        _add_fields(words, layout, start, values.astype(np.uint32))
+    """Add an update alone, without a tag. Goes when its callers use `add_contribution`."""
+    seed = int(rounding.integers(2**64, dtype=np.uint64)) if layout.parameters else 0
+    contribution, kept = Contribution(update, weight, 0, np.zeros(layout.exact)), words[-TAG_WORDS:].copy()
+    add_contribution(words, layout, contribution, clip=clip, rounding=seed, tag_key=bytes(32))
+    words[-TAG_WORDS:] = kept
 
 
 def add_exact(words: Words, layout: VectorLayout, count: int, exact: NDArray[np.float64]) -> None:
-    """Add the sample count and the fixed-point words to `words`, in place. exact: (layout.exact,) float64."""
-    if exact.shape != (layout.exact,):
-        raise MisuseError(f"{exact.shape} exact values do not fit {layout}")
-    limit = 2.0 ** (63 - FRACTION_BITS) / layout.max_members
-    if not 0 <= count < 2**63 // layout.max_members or not np.all(np.abs(exact) < limit):
-        raise OutOfRangeError(f"a count or metric exceeds what an exact sum holds (±{limit:.3g})")
-    tail = words[layout.packed_words :]
-    tail[0] += np.uint64(count)
-    tail[1:] += np.round(exact * 2.0**FRACTION_BITS).astype(np.int64).view(np.uint64)
+    """Add count and exact values alone, without a tag. Goes when its callers use `add_contribution`."""
+    words[layout.tail] += _tail_values(layout, Contribution(None, 1.0, count, exact)).view(np.uint64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodedSum:
     """What a published sum says. mean: (d,) float32, the weighted mean update; exact: (e,) float64 sums."""
 
@@ -133,55 +138,60 @@ class DecodedSum:
 def decode_sum(words: Words, layout: VectorLayout, members: int, clip: float, count_cap: int) -> DecodedSum:
     """Turn the unmasked sum of `members` vectors into the weighted mean, the count and the exact sums.
 
-    Element-wise float32 without reductions: every firm computes the same bits on every machine. Raises MessageError
-    when the words cannot be such a sum.
+    A field q of the sum becomes float32(q - members · M) · float32((c / M) / (count / count_cap)), the factor
+    computed in doubles, M as in `rows`: element-wise float32 without reductions, so every firm computes the same bits
+    on every machine. Raises MessageError when the words cannot be such a sum.
     """
-    if words.shape != (layout.words,) or words.dtype != np.uint64:
-        raise MessageError(f"a sum of {layout.words} words was expected, {words.shape} {words.dtype} came")
+    _check_sum(words, layout)
     count = int(words[layout.packed_words])
     if not 0 < count <= members * count_cap:
         raise MessageError(f"the sum's count of {count} is not between 1 and {members} firms' cap of {count_cap} each")
-    total_weight = count / count_cap
-    factor = np.float32(1.0 / (_scale(layout.bits, clip) * total_weight))
-    offset = np.float32(-members * clip / total_weight)
+    middle = rows.middle_of(layout)
+    factor = np.float32(clip / middle / (count / count_cap))
     mean = np.empty(layout.parameters, np.float32)
-    step = _BLOCK // layout.fields * layout.fields
-    for start in range(0, layout.parameters, step):
-        block = mean[start : start + step]
-        np.multiply(_fields(words, layout, start, block.size), factor, out=block, casting="unsafe")
-        block += offset
-    exact = words[layout.packed_words + 1 :].view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
+    rows.unpack(words[: layout.packed_words], layout, mean, members * middle, factor)
+    exact = words[layout.tail][1:].view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
     return DecodedSum(mean, count, exact)
 
 
-def _scale(bits: int, clip: float) -> float:
-    return (2.0**bits - 2.0) / (2.0 * clip)
+def _checked_update(
+    words: Words,
+    layout: VectorLayout,
+    contribution: Contribution,
+    clip: float,
+    rounding: int,
+    residual: NDArray[np.float32] | None,
+) -> NDArray[np.float32]:
+    update = _NO_UPDATE if contribution.update is None else contribution.update
+    if words.shape != (layout.words,) or words.dtype != np.uint64:
+        raise MisuseError(f"a vector {words.dtype}{words.shape} does not fit {layout}")
+    for name, values in (("update", update), ("residual", residual)):
+        if values is not None and (values.shape != (layout.parameters,) or values.dtype != np.float32):
+            raise MisuseError(f"{name} {values.dtype}{values.shape} does not fit {layout}")
+    if not 0.0 <= contribution.weight <= 1.0:
+        raise MisuseError(f"a weight of {contribution.weight} is outside [0, 1]")
+    if not 0.0 < clip < math.inf:
+        raise MisuseError(f"a clip is a positive number, not {clip}")
+    if not 0 <= rounding < 2**64:
+        raise MisuseError("the seed of the rounding is a 64-bit integer")
+    return update
 
 
-def _add_fields(words: Words, layout: VectorLayout, start: int, values: NDArray[np.uint32]) -> None:
-    """Add integers to the fields from parameter `start` (a multiple of F) on, modulo 2^64 word by word.
-
-    Whole words are added, never single fields: `words` may hold masks, whose carries run from field to field.
-    """
-    first = start // layout.fields
-    block = words[first : first + -(-values.size // layout.fields)]
-    if narrow := _NARROW.get(layout.field_bits):  # fields are aligned: the words are an array of them
-        packed = np.zeros(block.size * layout.fields, narrow)
-        packed[: values.size] = values
-        block += packed.view(np.uint64)
-        return
-    for field in range(layout.fields):
-        part = values[field :: layout.fields].astype(np.uint64)
-        block[: part.size] += part << np.uint64(field * layout.field_bits)
+def _tail_values(layout: VectorLayout, contribution: Contribution) -> NDArray[np.int64]:
+    """The count and the exact values as the integers that are summed, (1 + e,)."""
+    count, exact = contribution.count, contribution.exact
+    if exact.shape != (layout.exact,):
+        raise MisuseError(f"{exact.shape} exact values do not fit {layout}")
+    limit = tags.TAIL_LIMIT // layout.max_members
+    rounded = np.round(exact * 2.0**FRACTION_BITS)
+    if not 0 <= count < limit or not np.all(np.abs(rounded) < limit):
+        largest = limit / 2.0**FRACTION_BITS
+        raise OutOfRangeError(f"a count reaches {limit:.3g} or a metric ±{largest:.3g}: an exact sum cannot hold them")
+    tail = np.empty(1 + layout.exact, np.int64)
+    tail[0], tail[1:] = count, rounded
+    return tail
 
 
-def _fields(words: Words, layout: VectorLayout, start: int, size: int) -> NDArray[np.unsignedinteger]:
-    """The integers in `size` fields from parameter `start` (a multiple of F) on."""
-    if narrow := _NARROW.get(layout.field_bits):
-        return words[: layout.packed_words].view(narrow)[start : start + size]
-    values = np.empty(size, np.uint64)
-    first, mask = start // layout.fields, np.uint64(2**layout.field_bits - 1)
-    for field in range(layout.fields):
-        part = values[field :: layout.fields]
-        np.copyto(part, (words[first : first + part.size] >> np.uint64(field * layout.field_bits)) & mask)
-    return values
+def _check_sum(words: Words, layout: VectorLayout) -> None:
+    if words.shape != (layout.words,) or words.dtype != np.uint64:
+        raise MessageError(f"a sum of {layout.words} words was expected, {words.shape} {words.dtype} came")

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from dure_protocols.secagg.codec import Words
+from dure_protocols.secagg.layout import Words
 from dure_protocols.wire import digest
 
 KEY_BYTES = 32

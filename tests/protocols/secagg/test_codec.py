@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dure_protocols.errors import MessageError, MisuseError
-from dure_protocols.secagg.codec import OutOfRangeError, VectorLayout, add_exact, add_update, decode_sum
+from dure_protocols.secagg.codec import Contribution, OutOfRangeError, VectorLayout, add_contribution, decode_sum
 
 LAYOUTS = st.builds(
     VectorLayout,
@@ -17,10 +17,17 @@ LAYOUTS = st.builds(
 )
 
 
-def encoded(layout, update, rng, *, weight=1.0, clip=1.0, count=1, exact=None):
-    words = np.zeros(layout.words, np.uint64)
-    add_update(words, layout, update, weight, clip, rng)
-    add_exact(words, layout, count, np.zeros(layout.exact) if exact is None else exact)
+TAG_KEY = bytes(range(32))
+
+
+def a_seed(rng):
+    return int(rng.integers(2**64, dtype=np.uint64))
+
+
+def encoded(layout, update, rng, *, weight=1.0, clip=1.0, count=1, exact=None, mask=None, residual=None):
+    words = np.zeros(layout.words, np.uint64) if mask is None else mask.copy()
+    contribution = Contribution(update, weight, count, np.zeros(layout.exact) if exact is None else exact)
+    add_contribution(words, layout, contribution, clip=clip, rounding=a_seed(rng), tag_key=TAG_KEY, residual=residual)
     return words
 
 
@@ -43,10 +50,18 @@ def test_masks_of_any_value_cancel_exactly(layout, seed):
     rng = np.random.default_rng(seed)
     update = rng.uniform(-2, 2, layout.parameters).astype(np.float32)
     mask = rng.integers(0, 2**64, layout.words, np.uint64)
-    masked, plain = mask.copy(), np.zeros(layout.words, np.uint64)
-    for words in (masked, plain):
-        add_update(words, layout, update, 0.7, 1.0, np.random.default_rng(seed))
-        add_exact(words, layout, 3, np.full(layout.exact, -1.25))
+    masked, plain = (
+        encoded(
+            layout,
+            update,
+            np.random.default_rng(seed),
+            weight=0.7,
+            count=3,
+            exact=np.full(layout.exact, -1.25),
+            mask=under,
+        )
+        for under in (mask, None)
+    )
     assert np.array_equal(masked - mask, plain)
 
 
@@ -85,14 +100,15 @@ def test_the_weighted_mean_needs_nobody_to_know_a_count():
 @given(values=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=5))
 def test_metrics_sum_exactly_as_fixed_point_numbers(values):
     layout = VectorLayout(0, 12, 16, exact=1)
-    total = sum(encoded(layout, np.zeros(0, np.float32), None, exact=np.array([v])) for v in values)
+    rng = np.random.default_rng(0)
+    total = sum(encoded(layout, None, rng, exact=np.array([v])) for v in values)
     expected = sum(round(v * 2**24) for v in values) / 2**24
     assert decode_sum(total, layout, len(values), 1.0, 1).exact[0] == expected
 
 
 def test_two_bytes_a_parameter_up_to_sixteen_firms():
     for members in range(2, 17):
-        assert VectorLayout(10_000, 12, members).size_bytes == 2 * 10_000 + 8
+        assert VectorLayout(10_000, 12, members).size_bytes == 2 * 10_000 + 8 + 16
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""The tag by which firms check a published sum (docs/protocol.md, section 5).
+
+A tag is a secret linear function of a vector's integers modulo the prime p = 2^61 - 1. Firms derive its key over
+their pairwise channels and the server never holds it. Each firm adds the tag of its own vector; tags add up as
+vectors do, so the sum's tag must be the tag of the sum, and who changes the sum without the key must guess.
+
+The integers are the *units* of the packed words and the values v_0 .. v_e of the tail (count and exact words, read
+with their sign). A unit is the number that K = floor(32 / field_bits) neighbouring fields of a word form, the last
+unit of a word perhaps fewer: below 2^32 in any sum, for fields have headroom. m[a,g,w] is unit g of word w in row a.
+
+An AES-256-CTR keystream of the 32-byte key, from counter zero, read as little-endian numbers one after another, gives
+
+    x[h,w]  h < U + 2, w < 512     32-bit numbers mod 2^22
+    r[k]    k <= e                 64-bit numbers mod 2^61
+    s[a,j]  a < A rows, j < 3      64-bit numbers mod 2^61
+
+    H[a,j] = sum over g, w of x[g+j,w] m[a,g,w]                        (an integer, below 2^64)
+    tag    = sum over a, j of s[a,j] H[a,j]  +  sum over k of r[k] v[k]    (mod p)
+
+and the tag words of a firm are tag mod 2^32 and tag >> 32, so that sums over firms overflow neither.
+
+Soundness. Let a published vector differ from the true one. If a row differs, some unit does, by less than 2^32; of
+the units that differ take one of the highest g: its keys x[g,w], x[g+1,w], x[g+2,w] each occur in H[a,j] of one j and
+in none before it, so all three differences vanish with probability at most 2^-66. If one does not vanish, s[a,j]
+makes the difference of tags uniform: it is any one value with probability at most 2^-60. The same holds of r[k] and a
+tail value, whose differences are below 2^61 - 1 because the check admits none of 2^60 or more. Together: below 2^-59
+for each vector that is tried.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dure_protocols.errors import MisuseError
+from dure_protocols.secagg.keystream import KEY_BYTES, apply_keystreams
+from dure_protocols.secagg.layout import ROW_WORDS, VectorLayout, Words
+from dure_protocols.secagg.rows import HASHES
+
+PRIME = 2**61 - 1
+TAIL_LIMIT = 2**60
+
+_P, _LOW, _29 = np.uint64(PRIME), np.uint64(2**32 - 1), np.uint64(2**29 - 1)
+
+
+@dataclass(frozen=True, repr=False)
+class TagKey:
+    """A tag key spread out for one layout. Secret.
+
+    units: (U + 2, 512) uint32, the numbers x; tail: (1 + e,) the numbers r; rows: (A, 3), the numbers s.
+    """
+
+    units: NDArray[np.uint32]
+    tail: Words
+    rows: Words
+
+    @classmethod
+    def of(cls, layout: VectorLayout, key: bytes) -> "TagKey":
+        """Spread a 32-byte key out. About 6 bytes a row word; nothing is drawn for the rows of an empty update."""
+        if len(key) != KEY_BYTES:
+            raise MisuseError(f"a tag key has {KEY_BYTES} bytes, not {len(key)}")
+        planes = layout.units + HASHES - 1
+        ends = np.cumsum([planes * ROW_WORDS // 2, 1 + layout.exact, layout.rows * HASHES])
+        stream = np.zeros(ends[-1], np.uint64)
+        apply_keystreams(stream, add=[key])
+        units, tail, rows = np.split(stream, ends[:-1])
+        narrow = units.view(np.uint32) & np.uint32(2**22 - 1)
+        return cls(narrow.reshape(planes, ROW_WORDS), tail & _P, (rows & _P).reshape(-1, HASHES))
+
+    def tag(self, row_sums: Words, tail: NDArray[np.int64]) -> int:
+        """The tag of a vector with these row sums, (A, 3), and tail values, (1 + e,)."""
+        values = sum(int(r) * int(v) for r, v in zip(self.tail, tail, strict=True))
+        return (dot(self.rows, row_sums) + values) % PRIME
+
+
+def dot(one: Words, other: Words) -> int:
+    """The sum of products modulo p. one: numbers up to 2^61; other: any 64-bit numbers, of the same shape."""
+    other = _folded(other)
+    a1, a0, b1, b0 = one >> np.uint64(32), one & _LOW, other >> np.uint64(32), other & _LOW
+    middle = a1 * b0 + a0 * b1  # below 2^63; 2^61 = 1, so 2^64 = 8 and 2^32 · 2^29 = 1
+    products = np.uint64(8) * (a1 * b1) + (middle >> np.uint64(29)) + ((middle & _29) << np.uint64(32))
+    products += _folded(a0 * b0)
+    return (int((products & _LOW).sum(dtype=np.uint64)) + (int((products >> np.uint64(32)).sum()) << 32)) % PRIME
+
+
+def _folded(numbers: Words) -> Words:
+    """Any 64-bit numbers as numbers up to 2^61 + 6, equal modulo p."""
+    return (numbers & _P) + (numbers >> np.uint64(61))
+
+
+def split(tag: int) -> Words:
+    """A tag as the two words that travel."""
+    return np.array([tag & 0xFFFFFFFF, tag >> 32], np.uint64)
+
+
+def joined(words: Words) -> int:
+    """The tag in the tag words of a sum, modulo p."""
+    return (int(words[0]) + (int(words[1]) << 32)) % PRIME
