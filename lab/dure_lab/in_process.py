@@ -35,7 +35,7 @@ from dure_client.jobs.firm import Firm
 from dure_protocols.errors import MisuseError
 from dure_protocols.frames import COORDINATOR_NODE_ID, node_id
 from dure_protocols.job import JobFile
-from dure_protocols.secagg.firm import Randomness
+from dure_protocols.secagg.terms import Randomness
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import JobRecord, Situation
 from dure_server.coordinator.rounds import Coordinator

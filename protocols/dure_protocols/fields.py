@@ -14,7 +14,7 @@ from dure_protocols.wire import Reader, Writer
 
 T = TypeVar("T")
 
-MAX_FIRMS = 1024
+MAX_FIRMS = 256
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,26 @@ Coordinator and firms run this same pure code. Rounds of a job, in order:
     R + 1        closing, if the job selects a model: round metrics of the last model only
 
 The next model is the server step: a pure, element-wise float32 function without reductions, so that every firm gets the
-same bits as the server and as every other firm, and nobody has to be told the model.
+same bits as the server and as every other firm, and nobody has to be told the model. The codec's clip moves in the same
+way, where the job file says so.
 """
 
+import struct
+from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
+from dure_protocols.clip import next_clip
+from dure_protocols.errors import MessageError, MisuseError, RefusalCode, RefusedError
 from dure_protocols.job import JobFile, ServerStepTerms
 from dure_protocols.secagg.codec import DecodedSum, VectorLayout, Words, decode_sum
 from dure_protocols.wire import digest
 
 STATISTICS_ROUND = 0
+_HEAD_WORDS = 5  # round, what follows, clip, the best model's round and value
 
 
 def server_step(terms: ServerStepTerms, model: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -48,13 +53,21 @@ def is_training(job: JobFile, round_: int) -> bool:
     return STATISTICS_ROUND < round_ <= job.rounds
 
 
+def moves_clip(job: JobFile, round_: int) -> bool:
+    """Whether the sum of this round carries the firms' fills, by which the next training round's clip is chosen."""
+    return job.codec.clip_rule == "rms" and is_training(job, round_) and round_ < job.rounds
+
+
 def layout_of(job: JobFile, round_: int) -> VectorLayout:
-    """Where everything lies in the vector of a round. The statistics' last exact word is the number of rows."""
+    """Where everything lies in the vector of a round.
+
+    The last exact word is the number of rows in the statistics' round and the fill in a round that moves the clip.
+    """
     members = len(job.firms)
     if round_ == STATISTICS_ROUND:
         return VectorLayout(0, job.codec.bits, members, job.model.statistics + 1)
-    metrics = 2 * len(job.model.round_metrics)
-    return VectorLayout(job.model.parameters if is_training(job, round_) else 0, job.codec.bits, members, metrics)
+    exact = 2 * len(job.model.round_metrics) + moves_clip(job, round_)
+    return VectorLayout(job.model.parameters if is_training(job, round_) else 0, job.codec.bits, members, exact)
 
 
 def model_digest(model: NDArray[np.float32]) -> bytes:
@@ -64,9 +77,10 @@ def model_digest(model: NDArray[np.float32]) -> bytes:
 
 @dataclass(frozen=True)
 class Best:
-    """The model that the job's selection metric prefers so far, and the round it entered."""
+    """The model that the job's selection metric prefers so far, its SHA-256, and the round it entered."""
 
     model: NDArray[np.float32]
+    digest: bytes
     round: int
     value: float
 
@@ -83,7 +97,8 @@ class GlobalState:
     """The global model before round `round`. Changed by `advance` only.
 
     model: (d,) float32, never written in place; normalisation: (S + 1,) float64 sums and rows, None before round 0 is
-    over (and for models without statistics); best: None before a selection metric was published.
+    over (and for models without statistics); best: None before a selection metric was published; clip: what updates of
+    this round are clipped to.
     """
 
     def __init__(self, job: JobFile, initial: NDArray[np.float32]) -> None:
@@ -100,19 +115,71 @@ class GlobalState:
         self.normalisation: NDArray[np.float64] | None = None
         self.round = first_round(job)
         self.best: Best | None = None
+        self.clip = job.codec.clip
 
     def resume(
-        self, round_: int, model: NDArray[np.float32], normalisation: NDArray[np.float64] | None, best: Best | None
+        self,
+        round_: int,
+        model: NDArray[np.float32],
+        normalisation: NDArray[np.float64] | None,
+        best: Best | None,
+        clip: float,
     ) -> None:
         """Go on from what this side itself stored before."""
         self.round, self.model, self.digest = round_, model, model_digest(model)
-        self.normalisation, self.best = normalisation, best
+        self.normalisation, self.best, self.clip = normalisation, best, clip
 
     @property
     def hash(self) -> bytes:
-        """What firms bind into their masks as "the global model": round, parameters and normalisation. 32 bytes."""
-        parts = [] if self.normalisation is None else [np.ascontiguousarray(self.normalisation, "<f8").tobytes()]
-        return digest("dure global state", self.round.to_bytes(8, "big"), self.digest, *parts)
+        """What firms bind into their masks as "the global model": all of this object, digested. 32 bytes."""
+        normalisation = b"" if self.normalisation is None else np.ascontiguousarray(self.normalisation, "<f8").tobytes()
+        best = self.best
+        chosen = b"" if best is None else struct.pack(">Qd", best.round, best.value) + best.digest
+        place = struct.pack(">Qd", self.round, self.clip)
+        return digest("dure global state", place, self.digest, normalisation, chosen)
+
+    def to_words(self) -> Words:
+        """Everything, as a vector that travels like a sum: for a firm that cannot compute it. See `standing_at`."""
+        best = self.best
+        head = np.zeros(_HEAD_WORDS, np.uint64)
+        head[:2] = self.round, (self.normalisation is not None) + 2 * (best is not None)
+        head[2:3].view(np.float64)[0] = self.clip
+        parts = [head]
+        if self.normalisation is not None:
+            parts.append(np.ascontiguousarray(self.normalisation, "<f8").view(np.uint64))
+        parts.append(_as_words(self.model))
+        if best is not None:
+            head[3] = best.round
+            head[4:5].view(np.float64)[0] = best.value
+            parts.append(_as_words(best.model))
+        return np.concatenate(parts)
+
+    def standing_at(self, words: Words) -> "GlobalState":
+        """The state of this job that `to_words` wrote. Raises MessageError if the words are no such thing.
+
+        The caller MUST compare its `hash` with one that it trusts.
+        """
+        terms = self._job.model
+        flags = int(words[1]) if words.size >= _HEAD_WORDS else 4
+        has_normalisation, has_best = bool(flags & 1), bool(flags & 2)
+        model_words = -(-terms.parameters // 2)
+        normalised = _HEAD_WORDS + has_normalisation * (terms.statistics + 1)
+        if flags > 3 or words.size != normalised + (1 + has_best) * model_words:
+            raise MessageError(f"a vector of {words.size} words is no global state of job {self._job.id!r}")
+        numbers = words[2:5].view(np.float64)
+        model, other = (
+            words[start : start + model_words].view(np.float32)[: terms.parameters]
+            for start in (normalised, normalised + model_words * has_best)
+        )
+        made = copy(self)
+        made.resume(
+            int(words[0]),
+            model.copy(),
+            words[_HEAD_WORDS:normalised].view(np.float64).copy() if has_normalisation else None,
+            Best(other.copy(), model_digest(other), int(words[3]), float(numbers[2])) if has_best else None,
+            float(numbers[0]),
+        )
+        return made
 
     @property
     def key(self) -> bytes:
@@ -138,7 +205,9 @@ class GlobalState:
         job, round_ = self._job, self.round
         if self.is_over:
             raise MisuseError(f"the job {job.id!r} ends with round {last_round(job)}")
-        decoded = decode_sum(words, layout_of(job, round_), members, job.codec.clip, job.codec.count_cap)
+        decoded = decode_sum(words, layout_of(job, round_), self.clip, job.codec.count_cap)
+        if decoded.members != members:
+            raise MessageError(f"the sum of round {round_} counts {decoded.members} vectors; {members} were announced")
         self.round = round_ + 1
         if round_ == STATISTICS_ROUND:
             self.normalisation = decoded.exact
@@ -148,6 +217,8 @@ class GlobalState:
         if is_training(job, round_):
             self.model = server_step(job.server_step, self.model, decoded.mean)
             self.digest = model_digest(self.model)
+        if moves_clip(job, round_):
+            self.clip = next_clip(job.codec, self.clip, float(decoded.exact[-1]), members)
         return RoundOutcome(decoded.count, metrics)
 
     def _note_best(self, metrics: dict[str, float], round_: int) -> None:
@@ -155,10 +226,18 @@ class GlobalState:
         if metric is None or metric not in metrics:
             return
         if self.best is None or metrics[metric] < self.best.value:
-            self.best = Best(self.model, round_, metrics[metric])
+            self.best = Best(self.model, self.digest, round_, metrics[metric])
+
+
+def _as_words(model: NDArray[np.float32]) -> Words:
+    """A model's bytes as whole words, zeros behind them."""
+    words: Words = np.zeros(-(-model.size // 2), np.uint64)
+    words.view(np.float32)[: model.size] = model
+    return words
 
 
 def _metrics(job: JobFile, decoded: DecodedSum) -> dict[str, float]:
     """Each round metric's mean: sum of values by sum of weights; left out where the weights are zero."""
-    pairs = zip(job.model.round_metrics, decoded.exact[0::2], decoded.exact[1::2], strict=True)
+    words = decoded.exact[: 2 * len(job.model.round_metrics)]
+    pairs = zip(job.model.round_metrics, words[0::2], words[1::2], strict=True)
     return {name: float(total / weight) for name, total, weight in pairs if weight > 0}

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from dure_protocols.errors import DureError
+from dure_protocols.fields import MAX_FIRMS
 from dure_protocols.identity import check_firm_name
 
 MAX_RETRY_FIRMS = 16
@@ -20,6 +21,15 @@ Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+def least_threshold(num_firms: int) -> int:
+    """The least threshold among n firms, floor(2n/3) + 1.
+
+    Two survivor sets need 2t votes; c dishonest firms give two each, honest ones one: 2t <= n + c. With this threshold
+    that takes c >= n/3 dishonest firms.
+    """
+    return 2 * num_firms // 3 + 1
 
 
 class JobFileError(DureError):
@@ -46,7 +56,14 @@ class CodecTerms(_Frozen):
     """How an update becomes ring elements. See `dure_protocols.secagg.codec`."""
 
     bits: int = Field(default=12, ge=2, le=24, description="bits a parameter before headroom for the sum")
-    clip: float = Field(gt=0, description="each coordinate of weight times update is clipped to ±clip")
+    clip: float = Field(ge=1e-20, le=1e20, description="weight times update is clipped to ±this; the first clip")
+    clip_rule: Literal["fixed", "rms"] = Field(
+        default="fixed", description="whether later clips follow the root mean square of what was summed before"
+    )
+    clip_factor: float = Field(default=8.0, ge=1, le=64, description="the next clip in units of that root mean square")
+    error_feedback: bool = Field(
+        default=False, description="whether what clipping and rounding lost is added to the firm's next update"
+    )
     count_cap: int = Field(gt=0, le=1 << 40, description="a firm's weight is min(rows, cap) / cap")
 
 
@@ -65,7 +82,12 @@ class JobFile(_Frozen):
     title: str = Field(min_length=1, max_length=200)
     simulated: bool = Field(default=False, description="the data behind this job is simulated, and every page says so")
     consortium: str = Field(min_length=1, max_length=200)
-    mode: Literal["retry"] = "retry"
+    mode: Literal["retry", "threshold"] = Field(
+        default="retry", description="after a drop-out: a fresh attempt without it, or the survivors open the sum"
+    )
+    threshold: int | None = Field(
+        default=None, description="in threshold mode: firms that must agree on the survivors, at least floor(2n/3) + 1"
+    )
     firms: dict[str, PublicKey] = Field(description="firm name to its Ed25519 identity public key, hex")
     minimum_cohort: int = Field(ge=2)
     model: ModelTerms
@@ -86,14 +108,29 @@ class JobFile(_Frozen):
             check_firm_name(name)
         if len(set(self.firms.values())) != len(self.firms):
             raise ValueError("two firms have the same identity key")
-        if not self.minimum_cohort <= len(self.firms) <= MAX_RETRY_FIRMS:
-            raise ValueError(
-                f"retry mode takes {self.minimum_cohort} (the minimum cohort) to {MAX_RETRY_FIRMS} firms;"
-                f" {len(self.firms)} are listed"
-            )
+        self._check_cohort()
         if self.selection_metric is not None and self.selection_metric not in self.model.round_metrics:
             raise ValueError(f"selection_metric {self.selection_metric!r} is not among the model's round metrics")
         return self
+
+    def _check_cohort(self) -> None:
+        num_firms = len(self.firms)
+        most = MAX_RETRY_FIRMS if self.mode == "retry" else MAX_FIRMS
+        if not self.minimum_cohort <= num_firms <= most:
+            raise ValueError(
+                f"{self.mode} mode takes {self.minimum_cohort} (the minimum cohort) to {most} firms;"
+                f" {num_firms} are listed"
+            )
+        if self.mode == "retry":
+            if self.threshold is not None:
+                raise ValueError("retry mode has no threshold: every member of a cohort uploads, or none is summed")
+            return
+        least = least_threshold(num_firms)
+        if self.threshold is None or not least <= self.threshold < num_firms:
+            raise ValueError(
+                f"threshold mode with {num_firms} firms takes a threshold from {least} to {num_firms - 1}"
+                f" (and so at least 4 firms); {self.threshold} was given"
+            )
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: sorted keys, no blanks, UTF-8."""

@@ -5,9 +5,10 @@
     AskKeys               KeyAdvertisement      once an epoch: fresh X25519 + ML-KEM-768 keys, signed
     Roster                KeyCiphertexts        … the whole roster, verified; KEM ciphertexts, signed
     Establish             Established           … pair roots derived, ephemeral keys erased
-    Invitation            Join                  each attempt of a round; earlier published sums travel down with it
+    Invitation            Join, EscrowedJoin    each attempt of a round; earlier published sums travel down with it
     Cohort                MaskedUpdate          the member set; the masked vector travels up beside the answer
-    ReleaseRequest        Release               every member's upload receipt; the self-mask seed
+    VoteRequest           Vote                  threshold mode: the survivors; each firm signs one set
+    ReleaseRequest        Release               receipts or votes; the self-mask seed, and shares in threshold mode
     Finish                Finished              the last sum
     Hello                 Present               on a runtime that does not know which node is which firm
     (any)                 Refusal               a code, never a reason
@@ -18,10 +19,11 @@ Every signature is over the job's digest and the parts that its class names, see
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, get_args
 
 from dure_protocols.errors import MessageError, RefusalCode
 from dure_protocols.fields import (
+    MAX_FIRMS,
     TEXT,
     U64,
     Codec,
@@ -42,9 +44,13 @@ from dure_protocols.wire import Reader, Writer
 
 MLKEM_PUBLIC_BYTES = 1184
 MLKEM_CIPHERTEXT_BYTES = 1088
+TAG_BOX_BYTES = 32 + 16
+SHARE_BYTES = 33
+SHARE_BOX_BYTES = 2 * SHARE_BYTES + 16
 MAX_SUMS = 64
 MAX_MESSAGE_BYTES = 8 << 20
 ARRAY_MASKED = "masked"
+ARRAY_SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True)
@@ -96,42 +102,47 @@ class Roster(Fields):
     advertisements: Annotated[tuple[KeyAdvertisement, ...], many(nested(KeyAdvertisement))]
 
 
-_CIPHERTEXTS = many(pair(TEXT, fixed(MLKEM_CIPHERTEXT_BYTES)))
+@dataclass(frozen=True)
+class SealedKey(Fields):
+    """From one firm to one firm behind it in the alphabet: a KEM ciphertext.
+
+    tag_box: from the job's first firm, the epoch's tag key, sealed under the pair root; from others empty.
+    Signed by the sender: "dure ciphertext", digest of the roster, sender, receiver, ciphertext, tag_box.
+    """
+
+    sender: Text
+    receiver: Text
+    ciphertext: Annotated[bytes, fixed(MLKEM_CIPHERTEXT_BYTES)]
+    tag_box: Annotated[bytes, blob(TAG_BOX_BYTES)]
+    signature: Signature
+
+
+_SEALED_KEYS = many(nested(SealedKey))
 
 
 @dataclass(frozen=True)
 class KeyCiphertexts(Fields):
-    """KEM ciphertexts from one firm to each firm behind it in the alphabet.
-
-    Signed: "dure ciphertexts", digest of the roster, firm, ciphertexts.
-    """
+    """What a firm sends to each firm behind it in the alphabet."""
 
     kind: ClassVar[int] = 6
     firm: Text
     epoch: U64
-    ciphertexts: Annotated[tuple[tuple[str, bytes], ...], _CIPHERTEXTS]
-    signature: Signature
-
-    def ciphertext_bytes(self) -> bytes:
-        """The ciphertexts as they are signed and hashed."""
-        writer = Writer()
-        _CIPHERTEXTS.write(writer, self.ciphertexts)
-        return bytes(writer)
+    ciphertexts: Annotated[tuple[SealedKey, ...], _SEALED_KEYS]
 
 
 @dataclass(frozen=True)
 class Establish(Fields):
-    """Every firm's ciphertexts of this epoch, as the server says."""
+    """What the firms before this one in the alphabet sent to it, as the server says."""
 
     kind: ClassVar[int] = 7
     job_digest: Hash
     epoch: U64
-    ciphertexts: Annotated[tuple[KeyCiphertexts, ...], many(nested(KeyCiphertexts))]
+    ciphertexts: Annotated[tuple[SealedKey, ...], _SEALED_KEYS]
 
 
 @dataclass(frozen=True)
 class Established(Fields):
-    """The firm holds a root with every other firm. transcript: digest of everything the roots are bound to."""
+    """The firm holds a root with every other firm. transcript: digest of the roster and of the epoch's tag key."""
 
     kind: ClassVar[int] = 8
     firm: Text
@@ -141,9 +152,16 @@ class Established(Fields):
 
 @dataclass(frozen=True)
 class PublishedSum(Fields):
-    """What a round published: its members and the SHA-256 of the unmasked vector's bytes, which travel as array."""
+    """What an attempt published, with everything that its tag is bound to.
 
+    cohort: who masked; members: whose vectors are in the sum, in retry mode all of the cohort; vector_digest: SHA-256
+    of the unmasked vector's bytes, which travel as array.
+    """
+
+    epoch: U64
     round: U64
+    attempt: U64
+    cohort: Names
     members: Names
     vector_digest: Hash
 
@@ -157,22 +175,11 @@ Sums = Annotated[tuple[PublishedSum, ...], many(nested(PublishedSum), MAX_SUMS)]
 
 
 @dataclass(frozen=True)
-class Invitation(Fields):
-    """Join this attempt of this round. sums: what the firm has not applied yet, oldest first, arrays beside it."""
-
-    kind: ClassVar[int] = 9
-    job_digest: Hash
-    epoch: U64
-    round: U64
-    attempt: U64
-    sums: Sums
-
-
-@dataclass(frozen=True)
 class Join(Fields):
     """The firm takes part in this attempt, on the global model with this hash.
 
-    Signed: "dure join", transcript, (epoch, round, attempt), firm, model hash.
+    escrow: digest of the firm's escrow; in retry mode zeros.
+    Signed: "dure join", transcript, (epoch, round, attempt), firm, model hash, escrow.
     """
 
     kind: ClassVar[int] = 10
@@ -181,12 +188,96 @@ class Join(Fields):
     round: U64
     attempt: U64
     model_hash: Hash
+    escrow: Hash
     signature: Signature
 
 
 @dataclass(frozen=True)
+class Snapshot(Fields):
+    """The global model for a firm that cannot compute it: it lost its state, or the tag keys of earlier epochs.
+
+    vector_digest: SHA-256 of the array `ARRAY_SNAPSHOT` beside the message, which holds the global state.
+    witnesses: other firms' joins of this very attempt, each signed over the hash of that state.
+    """
+
+    vector_digest: Hash
+    witnesses: Annotated[tuple[Join, ...], many(nested(Join))]
+
+
+@dataclass(frozen=True)
+class Invitation(Fields):
+    """Join this attempt of this round. sums: what the firm has not applied yet, oldest first, arrays beside it.
+
+    snapshot: none or one; instead of sums.
+    """
+
+    kind: ClassVar[int] = 9
+    job_digest: Hash
+    epoch: U64
+    round: U64
+    attempt: U64
+    sums: Sums
+    snapshot: Annotated[tuple[Snapshot, ...], many(nested(Snapshot), 1)] = ()
+
+
+@dataclass(frozen=True)
+class SealedShares(Fields):
+    """One firm's shares of a dealer's self seed and escrow key, sealed for it; and what anybody checks them by.
+
+    box: both shares, 33 bytes each, in AES-256-GCM; the commitments are `escrow.commit_share` of either.
+    """
+
+    receiver: Text
+    box: Annotated[bytes, fixed(SHARE_BOX_BYTES)]
+    self_commitment: Hash
+    escrow_commitment: Hash
+
+
+@dataclass(frozen=True)
+class Escrow(Fields):
+    """Threshold mode: what the others need to open a sum when this firm vanishes (docs/protocol.md, section 6.5).
+
+    self_commitment, key_commitment: of the self seed and the escrow key; sealed: the attempt keys with every other
+    firm under the escrow key; key_commitments: of those attempt keys; shares: for every other firm. The last three in
+    the order of the alphabet.
+    """
+
+    self_commitment: Hash
+    key_commitment: Hash
+    sealed: Annotated[bytes, blob(32 * MAX_FIRMS)]
+    key_commitments: Annotated[tuple[bytes, ...], many(fixed(32))]
+    shares: Annotated[tuple[SealedShares, ...], many(nested(SealedShares))]
+
+
+@dataclass(frozen=True)
+class EscrowedJoin(Fields):
+    """A join in threshold mode."""
+
+    kind: ClassVar[int] = 20
+    join: Annotated[Join, nested(Join)]
+    escrow: Annotated[Escrow, nested(Escrow)]
+
+    @property
+    def firm(self) -> str:
+        """Who joins."""
+        return self.join.firm
+
+
+@dataclass(frozen=True)
+class Delivery(Fields):
+    """The part of a dealer's escrow that concerns one other firm."""
+
+    dealer: Text
+    key_commitment: Hash
+    shares: Annotated[SealedShares, nested(SealedShares)]
+
+
+@dataclass(frozen=True)
 class Cohort(Fields):
-    """Who joined this attempt, each with its signed Join: train and mask."""
+    """Who joined this attempt, each with its signed Join: train and mask.
+
+    deliveries: in threshold mode one from every other member; in retry mode none.
+    """
 
     kind: ClassVar[int] = 11
     job_digest: Hash
@@ -194,28 +285,30 @@ class Cohort(Fields):
     round: U64
     attempt: U64
     joins: Annotated[tuple[Join, ...], many(nested(Join))]
+    deliveries: Annotated[tuple[Delivery, ...], many(nested(Delivery))] = ()
 
 
 @dataclass(frozen=True)
 class MaskedUpdate(Fields):
     """A receipt for the masked vector that travels beside it.
 
-    context: the mask context of the attempt; vector_digest: SHA-256 of the masked vector's bytes.
-    Signed: "dure masked update", context, firm, vector digest.
+    context: the mask context of the attempt; vector_digest: SHA-256 of the masked vector's bytes; complaints: members
+    whose escrow is not what it must be, as this firm says. Signed: "dure masked update", all fields.
     """
 
     kind: ClassVar[int] = 12
     firm: Text
     context: Hash
     vector_digest: Hash
+    complaints: Names
     signature: Signature
 
 
 @dataclass(frozen=True)
-class ReleaseRequest(Fields):
-    """Every member's receipt: the proof that all of them uploaded, so the self masks may be opened."""
+class VoteRequest(Fields):
+    """Threshold mode: the receipts of those who uploaded, the survivors. Whose sum shall be opened?"""
 
-    kind: ClassVar[int] = 13
+    kind: ClassVar[int] = 21
     job_digest: Hash
     epoch: U64
     round: U64
@@ -223,15 +316,61 @@ class ReleaseRequest(Fields):
     uploads: Annotated[tuple[MaskedUpdate, ...], many(nested(MaskedUpdate))]
 
 
+@dataclass(frozen=True)
+class Vote(Fields):
+    """The one survivor set of this attempt whose sum the firm agrees to open.
+
+    survivors: digest of their names. Signed: "dure vote", context, firm, survivors.
+    """
+
+    kind: ClassVar[int] = 22
+    firm: Text
+    context: Hash
+    survivors: Hash
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class ReleaseRequest(Fields):
+    """Open your part of the sum. Why it may be opened, in retry mode: every member's receipt; in threshold mode: as
+    many votes for one survivor set as the threshold.
+    """
+
+    kind: ClassVar[int] = 13
+    job_digest: Hash
+    epoch: U64
+    round: U64
+    attempt: U64
+    uploads: Annotated[tuple[MaskedUpdate, ...], many(nested(MaskedUpdate))]
+    votes: Annotated[tuple[Vote, ...], many(nested(Vote))] = ()
+
+
+SHARES = many(pair(TEXT, fixed(SHARE_BYTES)))
+Shares = Annotated[tuple[tuple[str, bytes], ...], SHARES]
+
+
 @dataclass(frozen=True, repr=False)
 class Release(Fields):
-    """A firm's own self-mask seed of this attempt. Signed: "dure release", context, firm, seed."""
+    """A firm's own self-mask seed of this attempt; in threshold mode also its shares, by dealer.
+
+    self_shares: of other survivors' self seeds; escrow_shares: of the escrow keys of members that dropped out. Never
+    both of one dealer. Signed: "dure release", context, firm, seed, both lists.
+    """
 
     kind: ClassVar[int] = 14
     firm: Text
     context: Hash
     seed: Seed
+    self_shares: Shares
+    escrow_shares: Shares
     signature: Signature
+
+    def shares_bytes(self) -> bytes:
+        """Both lists as they are signed."""
+        writer = Writer()
+        SHARES.write(writer, self.self_shares)
+        SHARES.write(writer, self.escrow_shares)
+        return bytes(writer)
 
     def __repr__(self) -> str:
         return f"Release(firm={self.firm!r})"
@@ -288,7 +427,7 @@ class Present(Fields):
     firm: Text
 
 
-JobRequest = AskKeys | Roster | Establish | Invitation | Cohort | ReleaseRequest | Finish
+JobRequest = AskKeys | Roster | Establish | Invitation | Cohort | VoteRequest | ReleaseRequest | Finish
 """Requests of an approved job; each names it by `job_digest`."""
 Request = Hello | Proposal | JobRequest
 Reply = (
@@ -298,31 +437,16 @@ Reply = (
     | KeyCiphertexts
     | Established
     | Join
+    | EscrowedJoin
     | MaskedUpdate
+    | Vote
     | Release
     | Finished
     | Refusal
 )
 Message = Request | Reply
 
-_CLASSES: dict[int, type[Message]] = {
-    cls.kind: cls
-    for cls in (
-        *(Hello, Proposal, AskKeys, Roster, Establish, Invitation, Cohort, ReleaseRequest, Finish),
-        *(
-            Present,
-            Approval,
-            KeyAdvertisement,
-            KeyCiphertexts,
-            Established,
-            Join,
-            MaskedUpdate,
-            Release,
-            Finished,
-            Refusal,
-        ),
-    )
-}
+_CLASSES: dict[int, type[Message]] = {cls.kind: cls for cls in (*get_args(Request), *get_args(Reply))}
 
 
 def encode(message: Message) -> bytes:

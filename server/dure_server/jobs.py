@@ -7,7 +7,7 @@ place of the server that loads torch, and only while a job is made.
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from dure_models.contract import DataContract
 from dure_models.digest import model_digest as code_digest
 from dure_protocols.errors import DureError
 from dure_protocols.global_state import model_digest
-from dure_protocols.job import CodecTerms, JobFile, ModelTerms, ServerStepTerms
+from dure_protocols.job import MAX_RETRY_FIRMS, CodecTerms, JobFile, ModelTerms, ServerStepTerms, least_threshold
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
 
@@ -33,6 +33,7 @@ class JobDraftError(DureError):
 class JobDraft(BaseModel):
     """What the operator writes (TOML): everything a person decides about a job.
 
+    mode, threshold: how drop-outs are met; retry mode up to 16 firms and threshold mode above unless given.
     contract: path of the contract's TOML file, relative to the draft; firms: those that take part, all approved firms
     unless listed; selection_metric: the model's own unless given.
     """
@@ -47,6 +48,8 @@ class JobDraft(BaseModel):
     contract: str
     firms: tuple[str, ...] = ()
     minimum_cohort: int = Field(default=3, ge=2)
+    mode: Literal["retry", "threshold"] | None = None
+    threshold: int | None = None
     codec: CodecTerms
     server_step: ServerStepTerms = ServerStepTerms()
     training: dict[str, JsonValue] = {}
@@ -80,6 +83,7 @@ def make_job(
 
     model = registry.create(draft.model, contract, draft.options)
     initial = initial_parameters(model.build(), draft.seed)
+    mode, threshold = _mode(draft, len(identities))
     try:
         job = JobFile(
             id=draft.id,
@@ -88,6 +92,8 @@ def make_job(
             consortium=consortium,
             firms=identities,
             minimum_cohort=draft.minimum_cohort,
+            mode=mode,
+            threshold=threshold,
             model=ModelTerms(
                 name=draft.model,
                 digest=code_digest(draft.model),
@@ -110,6 +116,12 @@ def make_job(
         problems = "".join(f"\n  - {'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors())
         raise JobDraftError(f"the draft {draft.id!r} does not make a job:{problems}") from error
     return job, initial
+
+
+def _mode(draft: JobDraft, num_firms: int) -> tuple[Literal["retry", "threshold"], int | None]:
+    """The draft's mode and threshold, or what suits so many firms."""
+    mode = draft.mode or ("retry" if num_firms <= MAX_RETRY_FIRMS else "threshold")
+    return mode, (draft.threshold or least_threshold(num_firms)) if mode == "threshold" else draft.threshold
 
 
 def _training(draft: JobDraft) -> dict[str, JsonValue]:

@@ -12,21 +12,31 @@ from dure_protocols import messages as m
 from dure_protocols.errors import MessageError, RefusalCode
 from dure_protocols.fields import Fields
 
+SEALED_KEY = m.SealedKey("firm-a", "firm-b", bytes(1088), bytes(48), bytes(64))
+PUBLISHED = m.PublishedSum(1, 2, 3, ("firm-a", "firm-b", "firm-c"), ("firm-a", "firm-b"), bytes(32))
+JOIN = m.Join("firm-a", 1, 2, 3, bytes(32), bytes(32), bytes(64))
+SHARES = m.SealedShares("firm-b", bytes(82), bytes(32), bytes(32))
+ESCROW = m.Escrow(bytes(32), bytes(32), bytes(48), (bytes(32),), (SHARES,))
+RECEIPT = m.MaskedUpdate("firm-a", bytes(32), bytes(32), ("firm-b",), bytes(64))
+
 SAMPLES = [
     m.Proposal(b"{}"),
     m.Approval("firm-a", bytes(32), bytes(64)),
     m.AskKeys(bytes(range(32)), 7),
     m.KeyAdvertisement("firm-a", 1, bytes(32), bytes(1184), bytes(64)),
     m.Roster(bytes(32), 1, (m.KeyAdvertisement("firm-a", 1, bytes(32), bytes(1184), bytes(64)),)),
-    m.KeyCiphertexts("firm-a", 1, (("firm-b", bytes(1088)),), bytes(64)),
-    m.Establish(bytes(32), 1, (m.KeyCiphertexts("firm-a", 1, (), bytes(64)),)),
+    m.KeyCiphertexts("firm-a", 1, (SEALED_KEY,)),
+    m.Establish(bytes(32), 1, (SEALED_KEY,)),
     m.Established("firm-a", 1, bytes(32)),
-    m.Invitation(bytes(32), 1, 2, 3, (m.PublishedSum(1, ("firm-a", "firm-b"), bytes(32)),)),
-    m.Join("firm-a", 1, 2, 3, bytes(32), bytes(64)),
-    m.Cohort(bytes(32), 1, 2, 3, (m.Join("firm-a", 1, 2, 3, bytes(32), bytes(64)),)),
-    m.MaskedUpdate("firm-a", bytes(32), bytes(32), bytes(64)),
-    m.ReleaseRequest(bytes(32), 1, 2, 3, (m.MaskedUpdate("firm-a", bytes(32), bytes(32), bytes(64)),)),
-    m.Release("firm-a", bytes(32), bytes(32), bytes(64)),
+    m.Invitation(bytes(32), 1, 2, 3, (PUBLISHED,), (m.Snapshot(bytes(32), (JOIN,)),)),
+    JOIN,
+    m.EscrowedJoin(JOIN, ESCROW),
+    m.Cohort(bytes(32), 1, 2, 3, (JOIN,), (m.Delivery("firm-a", bytes(32), SHARES),)),
+    RECEIPT,
+    m.VoteRequest(bytes(32), 1, 2, 3, (RECEIPT,)),
+    m.Vote("firm-a", bytes(32), bytes(32), bytes(64)),
+    m.ReleaseRequest(bytes(32), 1, 2, 3, (RECEIPT,), (m.Vote("firm-a", bytes(32), bytes(32), bytes(64)),)),
+    m.Release("firm-a", bytes(32), bytes(32), (("firm-b", bytes(33)),), (("firm-c", bytes(33)),), bytes(64)),
     m.Finish(bytes(32), ()),
     m.Finished("firm-a", bytes(32)),
     m.Refusal("firm-a", RefusalCode.ROSTER, 4),
@@ -45,9 +55,9 @@ def test_what_is_encoded_is_decoded(message):
 
 
 def test_a_join_s_bytes_field_by_field():
-    join = m.Join("firm-a", 1, 2, 3, b"\x0a" * 32, b"\x0b" * 64)
+    join = m.Join("firm-a", 1, 2, 3, b"\x0a" * 32, b"\x0c" * 32, b"\x0b" * 64)
     expected = bytes([10]) + struct.pack(">I", 6) + b"firm-a" + struct.pack(">QQQ", 1, 2, 3)
-    assert m.encode(join) == expected + b"\x0a" * 32 + b"\x0b" * 64
+    assert m.encode(join) == expected + b"\x0a" * 32 + b"\x0c" * 32 + b"\x0b" * 64
 
 
 @pytest.mark.parametrize("message", SAMPLES, ids=lambda s: type(s).__name__)
@@ -92,7 +102,7 @@ def test_a_message_over_the_limit_is_refused():
 
 
 def test_a_release_shows_no_seed():
-    assert repr(m.Release("firm-a", bytes(32), b"\xaa" * 32, bytes(64))) == "Release(firm='firm-a')"
+    assert repr(m.Release("firm-a", bytes(32), b"\xaa" * 32, (), (), bytes(64))) == "Release(firm='firm-a')"
 
 
 def test_every_message_is_frozen_and_every_field_has_a_codec():

@@ -203,6 +203,7 @@ class Consortium:
         phase_seconds: float = 0.01,
         job_id: str = "job-1",
         first_value: float = 0.0,
+        threshold: int | None = None,
     ) -> None:
         names = [f"firm-{letter}" for letter in "abcdefghijklmnop"[:num_firms]]
         identities = {name: Identity.from_seed(hashlib.sha256(name.encode()).digest()) for name in names}
@@ -214,6 +215,8 @@ class Consortium:
             consortium="valley",
             firms={name: identity.public_bytes.hex() for name, identity in identities.items()},
             minimum_cohort=minimum_cohort,
+            mode="retry" if threshold is None else "threshold",
+            threshold=threshold,
             model=ModelTerms(
                 name="powers",
                 digest="0" * 64,

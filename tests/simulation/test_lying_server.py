@@ -5,7 +5,7 @@ import pytest
 
 from dure_client.jobs.side import FirmLimits, Given
 from dure_protocols.errors import RefusalCode, RefusedError
-from dure_protocols.global_state import last_round
+from dure_protocols.global_state import last_round, layout_of
 from dure_protocols.messages import Cohort, Finish, Invitation, PublishedSum, Refusal
 from dure_server.coordinator.conversation import JobFailedError
 from dure_server.coordinator.rounds import Coordinator
@@ -27,8 +27,8 @@ def invitation(consortium, round_, attempt=1, sums=()):
 
 
 def last_sum(consortium):
-    done = consortium.coordinator._published[-1]
-    published = PublishedSum(done.number, done.members, done.sum_digest)
+    done = consortium.coordinator._record.finished_rounds()[-1]
+    published = PublishedSum(done.epoch, done.number, done.attempt, done.cohort, done.members, done.sum_digest)
     array = {published.array_name: consortium.link.shared[done.sum_digest]}
     return (published,), Given(array, {published.array_name: done.sum_digest})
 
@@ -64,15 +64,15 @@ class NeutralSumServer(Coordinator):
 
     def _advance(self, total, members):
         if self.state.round == 1:
-            middle = (2**self._job.codec.bits - 2) // 2 * len(members)
-            total[:-3].view(np.uint16)[:] = middle
+            middle = (2 ** (self._job.codec.bits - 1) - 1) * len(members)
+            total[: layout_of(self._job, 1).packed_words].view(np.uint16)[:] = middle
         return super()._advance(total, members)
 
 
-def test_a_false_sum_that_leaves_the_model_in_place_gets_no_second_contribution(tmp_path):
+def test_a_false_sum_that_would_leave_the_model_in_place_is_refused_by_every_firm(tmp_path):
     consortium = Consortium(tmp_path, **{**FOUR, "rounds": 2})
     server = NeutralSumServer(consortium.job, consortium.initial, consortium.link, consortium.start()._record)
-    with pytest.raises(JobFailedError, match="has released"):
+    with pytest.raises(JobFailedError, match="refuse a published sum"):
         server.run()
     assert np.array_equal(server.state.model, consortium.initial)
 

@@ -212,7 +212,7 @@ def test_a_coordinator_killed_at_any_answer_goes_on_and_counts_nothing_twice(tmp
 
 def test_a_member_that_cannot_release_ends_the_job_with_its_name(tmp_path):
     consortium = Consortium(tmp_path, rounds=2, faults=[Fault("firm-b", "release", 1, "refuse")])
-    with pytest.raises(JobFailedError, match=r"firm-b could not release.*propose a job"):
+    with pytest.raises(JobFailedError, match=r"refused: firm-b.*propose a job"):
         consortium.run()
 
 

@@ -28,7 +28,7 @@ from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.job import JobFile, JobFileError
 from dure_protocols.messages import Approval, Finished, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
-from dure_protocols.secagg.firm import Randomness
+from dure_protocols.secagg.terms import Randomness
 
 logger = logging.getLogger(__name__)
 

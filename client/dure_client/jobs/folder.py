@@ -76,15 +76,15 @@ class JobFolder:
         names = {self._save_model(state.model, state.digest)}
         best = None
         if state.best is not None:
-            digest = model_digest(state.best.model)
-            names.add(self._save_model(state.best.model, digest))
-            best = {"digest": digest.hex(), "round": state.best.round, "value": state.best.value}
+            names.add(self._save_model(state.best.model, state.best.digest))
+            best = {"digest": state.best.digest.hex(), "round": state.best.round, "value": state.best.value}
         normalisation = None if state.normalisation is None else state.normalisation.tolist()
         progress = {
             "round": state.round,
             "digest": state.digest.hex(),
             "normalisation": normalisation,
             "best": best,
+            "clip": state.clip,
         }
         write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
         for file in self.path.glob("model-*.f32"):
@@ -100,10 +100,10 @@ class JobFolder:
             progress = json.loads(file.read_bytes())
             model = self._load_model(progress["digest"])
             best = progress["best"]
-            kept = None if best is None else Best(self._load_model(best["digest"]), best["round"], best["value"])
+            kept = None if best is None else self._load_best(best["digest"], best["round"], best["value"])
             stored = progress["normalisation"]
             normalisation = None if stored is None else np.array(stored, np.float64)
-            state.resume(progress["round"], model, normalisation, kept)
+            state.resume(progress["round"], model, normalisation, kept, progress["clip"])
         except (KeyError, TypeError, ValueError, OSError, MessageError):
             return
 
@@ -118,6 +118,9 @@ class JobFolder:
         if not (self.path / name).exists():
             self.save_array(name, model)
         return name
+
+    def _load_best(self, digest: str, round_: int, value: float) -> Best:
+        return Best(self._load_model(digest), bytes.fromhex(digest), round_, value)
 
     def _load_model(self, digest: str) -> NDArray[np.float32]:
         model = np.fromfile(self.path / f"model-{digest[:32]}.f32", "<f4")

@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.released import ReleasedFile
 from dure_client.trainer.client import StatisticsSums, Trained
+from dure_protocols.clip import fill
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
-from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, is_training, layout_of
+from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, is_training, layout_of, moves_clip
 from dure_protocols.identity import Identity
 from dure_protocols.job import JobFile
 from dure_protocols.messages import (
     ARRAY_MASKED,
+    ARRAY_SNAPSHOT,
     AskKeys,
     Cohort,
     Establish,
@@ -36,10 +38,11 @@ from dure_protocols.messages import (
     ReleaseRequest,
     Reply,
     Roster,
+    VoteRequest,
 )
-from dure_protocols.secagg.codec import Words, add_exact, add_update
-from dure_protocols.secagg.firm import FirmSession, Randomness
-from dure_protocols.secagg.terms import Terms
+from dure_protocols.secagg.codec import Contribution, add_contribution
+from dure_protocols.secagg.firm import FirmSession
+from dure_protocols.secagg.terms import Randomness, Terms
 
 T = TypeVar("T")
 
@@ -118,6 +121,7 @@ class JobSide:
             Establish: self._establish,
             Invitation: self._join,
             Cohort: self._update,
+            VoteRequest: self._vote,
             ReleaseRequest: self._release,
             Finish: self._finish,
         }
@@ -169,6 +173,8 @@ class JobSide:
         return Reaction(Established(self._firm, request.epoch, transcript))
 
     def _join(self, request: Invitation, given: Given) -> Reaction:
+        if request.snapshot:
+            self._take_snapshot(request, given)
         self._apply(request.sums, given)
         if self.state.is_over or request.round != self.state.round:
             return Reaction(Refusal(self._firm, RefusalCode.GLOBAL_MODEL, self.state.round))
@@ -180,9 +186,7 @@ class JobSide:
         """Train (or sum), mask, sign. The masks are made while the trainer works."""
         if self.state.is_over or request.round != self.state.round:
             raise RefusedError(RefusalCode.OUT_OF_ORDER, f"round {request.round} is not this firm's next")
-        if request.round == STATISTICS_ROUND and len(request.joins) < len(self._job.firms):
-            # Exact sums: the difference of two member sets would be one firm's statistics.
-            raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
+        self._check_statistics(request.round, len(request.joins))
         keys = self._session.accept_cohort(request)
         self._store_session()
         layout = layout_of(self._job, request.round)
@@ -190,10 +194,18 @@ class JobSide:
             masks = aside.submit(keys.mask, layout)
             contribution = self._contribution(request.round)
             vector = masks.result()
-        self._add(vector, request.round, contribution)
+        rounding = int.from_bytes(self._randomness(8), "big")
+        add_contribution(vector, layout, contribution, clip=self.state.clip, rounding=rounding, tag_key=keys.tag)
         receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
+        self._released.save()
         self._store_session()
         return Reaction(receipt, {ARRAY_MASKED: vector})
+
+    def _vote(self, request: VoteRequest, _: Given) -> Reaction:
+        self._check_statistics(request.round, len(request.uploads))
+        reply = self._session.vote(request)
+        self._store_session()
+        return Reaction(reply)
 
     def _release(self, request: ReleaseRequest, _: Given) -> Reaction:
         reply = self._session.release(request)
@@ -220,32 +232,55 @@ class JobSide:
             words = given.arrays.get(entry.array_name)
             if words is None or words.dtype != np.uint64 or given.digests[entry.array_name] != entry.vector_digest:
                 raise RefusedError(RefusalCode.MALFORMED, f"the sum of round {entry.round} is not what was announced")
-            if not self._session.may_have_published(entry.round, entry.members):
-                raise RefusedError(
-                    RefusalCode.ROSTER, f"the sum of round {entry.round} names other members than this firm released to"
-                )
-            state.advance(words.view(np.uint64), len(entry.members))
+            vector = words.view(np.uint64)
+            self._session.check_sum(entry, vector, layout_of(self._job, entry.round), state.hash)
+            self._session.note_sum(entry, state.key)
+            state.advance(vector, len(entry.members))
         if state.round != before:
+            self._released.save()
             self._folder.save_state(state)
 
-    def _contribution(self, round_: int) -> "_Contribution":
+    def _take_snapshot(self, request: Invitation, given: Given) -> None:
+        """Stand on the global state that enough other firms signed, where this firm cannot compute it any more."""
+        (snapshot,) = request.snapshot
+        words = given.arrays.get(ARRAY_SNAPSHOT)
+        if words is None or words.dtype != np.uint64 or given.digests[ARRAY_SNAPSHOT] != snapshot.vector_digest:
+            raise RefusedError(RefusalCode.MALFORMED, "the snapshot is not what was announced")
+        if request.round <= self.state.round:
+            return
+        offered = self.state.standing_at(words.view(np.uint64))
+        self._session.check_witnesses(request, offered.hash)
+        self._folder.save_state(offered)
+        self._loaded = offered
+
+    def _check_statistics(self, round_: int, members: int) -> None:
+        if round_ == STATISTICS_ROUND and members < len(self._job.firms):
+            # Exact sums: the difference of two member sets would be one firm's statistics.
+            raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
+
+    def _contribution(self, round_: int) -> Contribution:
+        """What goes under the masks: the trainer's work, rows under the cap, exact words in the layout's order."""
         if round_ == STATISTICS_ROUND:
             sums = self._trainer.statistics()
-            self._check_rows(sums.count)
-            return _Contribution(None, sums.count, np.append(sums.sums, float(sums.count)))
+            return self._counted(None, sums.count, np.append(sums.sums, float(sums.count)))
         if not is_training(self._job, round_):
-            return _Contribution(None, 1, self._metrics(self._trainer.assess(self.state.model, self.statistics)))
+            metrics = self._trainer.assess(self.state.model, self.statistics)
+            return Contribution(None, 0.0, 1, self._metrics(metrics))
         trained = self._trainer.train(self.state.model, self.statistics, round_number=round_, seed=self.training_seed)
-        self._check_rows(trained.count)
-        return _Contribution(trained.update, trained.count, self._metrics(trained.metrics))
+        contribution = self._counted(trained.update, trained.count, self._metrics(trained.metrics))
+        if not moves_clip(self._job, round_):
+            return contribution
+        filled = fill(trained.update, contribution.weight, self.state.clip)
+        return replace(contribution, exact=np.append(contribution.exact, filled))
 
-    def _add(self, vector: Words, round_: int, contribution: "_Contribution") -> None:
-        layout, codec = layout_of(self._job, round_), self._job.codec
-        count = min(contribution.count, codec.count_cap)
-        if contribution.update is not None:
-            rounding = np.random.Generator(np.random.PCG64(int.from_bytes(self._randomness(16), "big")))
-            add_update(vector, layout, contribution.update, count / codec.count_cap, codec.clip, rounding)
-        add_exact(vector, layout, count, contribution.exact)
+    def _counted(self, update: NDArray[np.float32] | None, count: int, exact: NDArray[np.float64]) -> Contribution:
+        if count < self._limits.minimum_rows:
+            raise RefusedError(
+                RefusalCode.DATA,
+                f"{count} training rows are fewer than the policy's minimum of {self._limits.minimum_rows}",
+            )
+        cap = self._job.codec.count_cap
+        return Contribution(update, min(count, cap) / cap, min(count, cap), exact)
 
     @property
     def statistics(self) -> StatisticsSums | None:
@@ -260,13 +295,6 @@ class JobSide:
             raise MisuseError(f"the trainer did not report the job's round metrics {missing}")
         return np.array([part for name in self._job.model.round_metrics for part in metrics[name]], np.float64)
 
-    def _check_rows(self, count: int) -> None:
-        if count < self._limits.minimum_rows:
-            raise RefusedError(
-                RefusalCode.DATA,
-                f"{count} training rows are fewer than the policy's minimum of {self._limits.minimum_rows}",
-            )
-
     def _store_session(self) -> None:
         self._folder.save_session(self._session.snapshot())
 
@@ -278,12 +306,3 @@ def _terms(job: JobFile, limits: FirmLimits) -> Terms:
         minimum_difference=limits.minimum_difference,
         minimum_statistics_difference=limits.minimum_statistics_difference,
     )
-
-
-@dataclass(frozen=True)
-class _Contribution:
-    """What goes under the masks: update (d,) float32 or none, rows, exact words."""
-
-    update: NDArray[np.float32] | None
-    count: int
-    exact: NDArray[np.float64]

@@ -85,7 +85,7 @@ def finished_rounds(store: Store, job: str) -> list[FinishedRound]:
     """The rounds that the server published, in order."""
     with store.reading() as at:
         rows = [row for row in at.rounds.of(job) if row.state is RoundState.FINISHED]
-    return [FinishedRound(row.number, tuple(row.members), row.metrics, row.bytes_down) for row in rows]
+    return [FinishedRound(row.number, tuple(row.summed), row.metrics, row.bytes_down) for row in rows]
 
 
 def firm_report(

@@ -80,13 +80,12 @@ def add_contribution(
     update = _checked_update(words, layout, contribution, clip, rounding, residual)
     tail = _tail_values(layout, contribution)
     key = tags.TagKey.of(layout, tag_key)
-    sums = np.empty((layout.rows, rows.HASHES), np.uint64)
-    packed = words[: layout.packed_words]
     quantiser = rows.Quantiser.of(layout, contribution.weight, clip, rounding)
-    if not rows.add_quantised(packed, layout, update, residual, quantiser, key.units, sums):
+    packed = rows.add_quantised(words[: layout.packed_words], layout, update, residual, quantiser, key)
+    if packed is None:
         raise OutOfRangeError("the update holds NaN or infinity: training diverged; lower the learning rate")
     words[layout.tail] += tail.view(np.uint64)
-    words[-TAG_WORDS:] += tags.split(key.tag(sums, tail))
+    words[-TAG_WORDS:] += tags.split(key.tag(packed, tail))
 
 
 def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
@@ -100,10 +99,8 @@ def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
     if not ((tail > -tags.TAIL_LIMIT) & (tail < tags.TAIL_LIMIT)).all():
         return False
     key = tags.TagKey.of(layout, tag_key)
-    sums = np.empty((layout.rows, rows.HASHES), np.uint64)
-    if not rows.sum_rows(words[: layout.packed_words], layout, key.units, sums):
-        return False
-    return key.tag(sums, tail) == tags.joined(words[-TAG_WORDS:])
+    packed = rows.tag_of(words[: layout.packed_words], layout, key)
+    return packed is not None and key.tag(packed, tail) == tags.joined(words[-TAG_WORDS:])
 
 
 def add_update(
@@ -128,30 +125,37 @@ def add_exact(words: Words, layout: VectorLayout, count: int, exact: NDArray[np.
 
 @dataclass(frozen=True, eq=False)
 class DecodedSum:
-    """What a published sum says. mean: (d,) float32, the weighted mean update; exact: (e,) float64 sums."""
+    """What a published sum says.
+
+    mean: (d,) float32, the weighted mean update; count: of all firms' rows, capped; members: how many vectors it holds;
+    exact: (e,) float64 sums.
+    """
 
     mean: NDArray[np.float32]
     count: int
+    members: int
     exact: NDArray[np.float64]
 
 
-def decode_sum(words: Words, layout: VectorLayout, members: int, clip: float, count_cap: int) -> DecodedSum:
-    """Turn the unmasked sum of `members` vectors into the weighted mean, the count and the exact sums.
+def decode_sum(words: Words, layout: VectorLayout, clip: float, count_cap: int) -> DecodedSum:
+    """Turn an unmasked sum into the weighted mean, the count and the exact sums.
 
-    A field q of the sum becomes float32(q - members · M) · float32((c / M) / (count / count_cap)), the factor
+    A field q of the sum of m vectors becomes float32(q - m · M) · float32((c / M) / (count / count_cap)), the factor
     computed in doubles, M as in `rows`: element-wise float32 without reductions, so every firm computes the same bits
     on every machine. Raises MessageError when the words cannot be such a sum.
     """
     _check_sum(words, layout)
-    count = int(words[layout.packed_words])
+    count, members = (int(word) for word in words[layout.tail][:2])
+    if not 1 <= members <= layout.max_members:
+        raise MessageError(f"the sum is over {members} vectors, where 1 to {layout.max_members} may be")
     if not 0 < count <= members * count_cap:
         raise MessageError(f"the sum's count of {count} is not between 1 and {members} firms' cap of {count_cap} each")
     middle = rows.middle_of(layout)
     factor = np.float32(clip / middle / (count / count_cap))
     mean = np.empty(layout.parameters, np.float32)
     rows.unpack(words[: layout.packed_words], layout, mean, members * middle, factor)
-    exact = words[layout.tail][1:].view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
-    return DecodedSum(mean, count, exact)
+    exact = words[layout.tail][2:].view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
+    return DecodedSum(mean, count, members, exact)
 
 
 def _checked_update(
@@ -178,7 +182,7 @@ def _checked_update(
 
 
 def _tail_values(layout: VectorLayout, contribution: Contribution) -> NDArray[np.int64]:
-    """The count and the exact values as the integers that are summed, (1 + e,)."""
+    """The count and the exact values as the integers that are summed, (2 + e,)."""
     count, exact = contribution.count, contribution.exact
     if exact.shape != (layout.exact,):
         raise MisuseError(f"{exact.shape} exact values do not fit {layout}")
@@ -187,8 +191,8 @@ def _tail_values(layout: VectorLayout, contribution: Contribution) -> NDArray[np
     if not 0 <= count < limit or not np.all(np.abs(rounded) < limit):
         largest = limit / 2.0**FRACTION_BITS
         raise OutOfRangeError(f"a count reaches {limit:.3g} or a metric ±{largest:.3g}: an exact sum cannot hold them")
-    tail = np.empty(1 + layout.exact, np.int64)
-    tail[0], tail[1:] = count, rounded
+    tail = np.empty(layout.tail_words, np.int64)
+    tail[0], tail[1], tail[2:] = count, 1, rounded
     return tail
 
 

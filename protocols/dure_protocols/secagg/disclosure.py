@@ -82,8 +82,12 @@ class Disclosures:
 
     def add(self, kind: Kind, model: bytes, members: Iterable[str]) -> None:
         """Note a release. Noting it again changes nothing."""
-        self._models[model] = None
+        self.add_model(model)
         self._cohorts[kind.value, tuple(sorted(members))] = None
+
+    def add_model(self, model: bytes) -> None:
+        """Note a model alone: contributed to, over members that are not known yet."""
+        self._models[model] = None
 
     def to_bytes(self) -> bytes:
         """Everything, to be stored. Holds no secret."""

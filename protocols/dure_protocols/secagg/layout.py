@@ -2,6 +2,7 @@
 
     packed words   d parameters, F a word
     count word     the firm's sample count under the public cap
+    firms word     1: the sum says how many vectors it holds
     exact words    metrics or statistics as signed fixed-point numbers, one a word
     tag words      two halves of the tag, by which firms check the published sum
 
@@ -91,13 +92,18 @@ class VectorLayout:
 
     @property
     def tail(self) -> slice:
-        """The words that are neither packed nor tag: count and exact."""
-        return slice(self.packed_words, self.packed_words + 1 + self.exact)
+        """The words that are neither packed nor tag: count, firms and exact."""
+        return slice(self.packed_words, self.packed_words + self.tail_words)
+
+    @property
+    def tail_words(self) -> int:
+        """Number of those words."""
+        return 2 + self.exact
 
     @property
     def words(self) -> int:
-        """Words of the whole vector: packed, count, exact, tag."""
-        return self.packed_words + 1 + self.exact + TAG_WORDS
+        """Words of the whole vector: packed, count, firms, exact, tag."""
+        return self.packed_words + self.tail_words + TAG_WORDS
 
     @property
     def size_bytes(self) -> int:

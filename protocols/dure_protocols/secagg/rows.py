@@ -3,29 +3,23 @@
 This is what the compiled `kernels` must equal bit for bit: it reads like the specification, needs numpy alone, and
 serves small vectors and machines without numba.
 
-Quantising parameter b of row a, with u_b the update, w the weight, e_b the residual (0 without error feedback), all
-float32 and rounded after each operation (no fused multiply-add):
+Quantising parameter b of an update, u_b, with the weight w and the residual e_b (0 without error feedback), all float32
+and rounded after each operation (no fused multiply-add):
 
     M     = 2^(bits-1) - 1                                      the field of zero; a step is c / M, c the clip
-    f     = 16 up to 16 bits, else 32 - bits                    bits of rounding noise
+    f     = 32 - bits                                           bits of rounding noise
     v_b   = w * u_b + e_b
     z_b   = min(max(v_b * float32(M / c 2^f), -M 2^f), M 2^f)   clipped, in units of 2^-f steps
-    q_b   = (trunc(z_b) + M 2^f + n_b) >> f                     in 32-bit integers: 0 <= q_b <= 2M
+    q_b   = (trunc(z_b) + M 2^f + n_b) >> f                     the field, in 32-bit integers: 0 <= q_b <= 2M
     e_b'  = v_b - float32(q_b - M) * float32(c / M)             the next residual: what clipping and rounding lost
 
-n_b is rounding noise, uniform in [0, 2^f): the expectation of q_b - M is trunc(z_b) / 2^f exactly. A parameter of
-zero has the field M whatever the noise. Noise is public knowledge, a hash of a 64-bit seed and a number, in 32-bit
-arithmetic:
+n_b is rounding noise, uniform in [0, 2^f): the expectation of q_b - M is trunc(z_b) / 2^f exactly, and a parameter of
+zero has the field M whatever the noise. Noise need not be secret. It is a hash of a 64-bit seed and the parameter's
+number, n_b = hash(seed, b) >> bits, in 32-bit arithmetic (the mixer is Wellons' lowbias32):
 
-    hash(seed, i):  h = i ^ (seed mod 2^32);  h ^= h >> 16;  h *= 0x7feb352d;  h ^= seed >> 32
+    hash(seed, b):  h = b ^ (seed mod 2^32)
+                    h ^= h >> 16;  h *= 0x7feb352d;  h ^= seed >> 32
                     h ^= h >> 15;  h *= 0x846ca68b;  h ^= h >> 16
-
-Two parameters share a hash. Unit g of a word has the fields gK to gK + K - 1 (K = `unit_fields`, U = `units`); fields
-gK + 2k and gK + 2k + 1 of word w in row a take n_b from
-
-    h = hash(seed, (((a U + g) ceil(K/2) + k) 512 + w) mod 2^32)
-
-the first as (h mod 2^16) >> (16 - f), the second as h >> (32 - f).
 """
 
 from collections.abc import Iterator
@@ -35,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.secagg.layout import ROW_WORDS, VectorLayout, Words
+from dure_protocols.secagg.tags import HASHES, TagKey, dot
 
-HASHES = 3
 _BLOCK_ROWS = 32
 
 Integers = NDArray[np.uint32]
@@ -58,7 +52,7 @@ class Quantiser:
     @classmethod
     def of(cls, layout: VectorLayout, weight: float, clip: float, seed: int) -> "Quantiser":
         """The numbers for a weight, a clip and a 64-bit seed of the rounding."""
-        noise_bits, middle = noise_bits_of(layout), middle_of(layout)
+        noise_bits, middle = 32 - layout.bits, middle_of(layout)
         return cls(
             np.float32(weight),
             np.float32(middle / clip * 2.0**noise_bits),
@@ -70,18 +64,13 @@ class Quantiser:
         )
 
 
-def noise_bits_of(layout: VectorLayout) -> int:
-    """Bits of rounding noise below a step, f."""
-    return 16 if layout.bits <= 16 else 32 - layout.bits
-
-
 def middle_of(layout: VectorLayout) -> int:
     """The field of a parameter of zero, M."""
     return (1 << layout.bits - 1) - 1
 
 
 def rounding_hash(seed: int, numbers: Integers) -> Integers:
-    """The noise hash of a 64-bit seed and 32-bit numbers."""
+    """The hash of a 64-bit seed and 32-bit numbers."""
     h = numbers ^ np.uint32(seed & 0xFFFFFFFF)
     h ^= h >> np.uint32(16)
     h *= np.uint32(0x7FEB352D)
@@ -98,42 +87,40 @@ def add_quantised(
     update: Floats,
     residual: Floats | None,
     quantiser: Quantiser,
-    row_keys: Integers,
-    row_sums: Words,
-) -> bool:
-    """Quantise an update, add it to packed words that hold masks or zeros, and sum its rows for the tag.
+    key: TagKey,
+) -> int | None:
+    """Quantise an update, add it to packed words that hold masks or zeros, and return its part of the tag.
 
-    packed: (layout.packed_words,); update, residual: (d,), the residual changed in place; row_keys: (U + 2, 512);
-    row_sums: (layout.rows, 3), filled. Returns False, with everything changed in place worthless, if the update or
-    residual holds NaN or infinity.
+    packed: (layout.packed_words,); update, residual: (d,), the residual changed in place. Returns None, with everything
+    changed in place worthless, if the update or residual holds NaN or infinity.
     """
-    finite = True
+    tag, finite = 0, True
     for rows in _blocks(layout):
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
             values = _padded(update, rows) * quantiser.weight
             if residual is not None:
                 values += _padded(residual, rows)
         finite = finite and bool(np.isfinite(values).all())
-        fields = _quantised(values, rows, layout, quantiser)
+        fields = _quantised(values, rows, quantiser)
         words = _packed(fields, layout)
         packed[rows.words] += words.ravel()
-        row_sums[rows.rows] = _row_sums(words, layout, row_keys)
+        tag += dot(key.rows[rows.rows], _row_sums(words, layout, key))
         if residual is not None:
             sent = (fields - np.uint32(quantiser.middle)).view(np.int32).astype(np.float32) * quantiser.step
             part = residual[rows.parameters]
             part[:] = (values - sent).ravel()[: part.size]
-    return finite
+    return tag if finite else None
 
 
-def sum_rows(packed: Words, layout: VectorLayout, row_keys: Integers, row_sums: Words) -> bool:
-    """Sum the rows of a published sum for its tag. Returns False if bits that no field owns are set."""
+def tag_of(packed: Words, layout: VectorLayout, key: TagKey) -> int | None:
+    """The packed words' part of a published sum's tag. None if bits that no field owns are set."""
     unowned = np.uint64((1 << 64) - (1 << layout.fields * layout.field_bits))
-    clean = True
+    tag, clean = 0, True
     for rows in _blocks(layout):
         words = packed[rows.words].reshape(rows.count, rows.width)
         clean = clean and not (words & unowned).any()
-        row_sums[rows.rows] = _row_sums(words, layout, row_keys)
-    return clean
+        tag += dot(key.rows[rows.rows], _row_sums(words, layout, key))
+    return tag if clean else None
 
 
 def unpack(packed: Words, layout: VectorLayout, mean: Floats, centre: int, factor: np.float32) -> None:
@@ -188,28 +175,15 @@ def _padded(values: Floats, rows: _Rows) -> Floats:
     return part.reshape(rows.count, rows.fields, rows.width)
 
 
-def _quantised(values: Floats, rows: _Rows, layout: VectorLayout, quantiser: Quantiser) -> Integers:
+def _quantised(values: Floats, rows: _Rows, quantiser: Quantiser) -> Integers:
     with np.errstate(over="ignore", invalid="ignore"):  # overflow is clipped; NaN is refused by the caller
         steps = np.clip(values * quantiser.scale, -quantiser.limit, quantiser.limit).astype(np.int32)
-    fields = steps.view(np.uint32)
+    fields: Integers = steps.view(np.uint32)
+    numbers = np.arange(rows.parameters.start, rows.parameters.stop, dtype=np.uint32).reshape(fields.shape)
+    fields += rounding_hash(quantiser.seed, numbers) >> np.uint32(32 - quantiser.noise_bits)
     fields += np.uint32(quantiser.middle << quantiser.noise_bits)
-    fields += _noise(rows, layout, quantiser)
     fields >>= np.uint32(quantiser.noise_bits)
     return fields
-
-
-def _noise(rows: _Rows, layout: VectorLayout, quantiser: Quantiser) -> Integers:
-    """Rounding noise for each field, (rows, fields, words)."""
-    hashes = -(-layout.unit_fields // 2)
-    field = np.arange(layout.fields)
-    unit, within = field // layout.unit_fields, field % layout.unit_fields
-    number = np.arange(rows.first, rows.first + rows.count)[:, None] * layout.units + unit
-    number = (number * hashes + within // 2) * ROW_WORDS
-    hashed = rounding_hash(quantiser.seed, (number[:, :, None] + np.arange(rows.width)).astype(np.uint32))
-    shift = np.uint32(16 - quantiser.noise_bits)
-    lower = (within % 2 == 0)[:, None]
-    noise: Integers = np.where(lower, (hashed & np.uint32(0xFFFF)) >> shift, hashed >> (shift + np.uint32(16)))
-    return noise
 
 
 def _packed(fields: Integers, layout: VectorLayout) -> Words:
@@ -219,7 +193,7 @@ def _packed(fields: Integers, layout: VectorLayout) -> Words:
     return words
 
 
-def _row_sums(words: Words, layout: VectorLayout, row_keys: Integers) -> Words:
+def _row_sums(words: Words, layout: VectorLayout, key: TagKey) -> Words:
     """The three keyed sums over the units of each row, (rows, 3); none reaches 2^64 (`tags`)."""
     sums = np.zeros((len(words), HASHES), np.uint64)
     unit_bits = layout.unit_fields * layout.field_bits
@@ -227,5 +201,5 @@ def _row_sums(words: Words, layout: VectorLayout, row_keys: Integers) -> Words:
         fields = min(layout.unit_fields, layout.fields - unit * layout.unit_fields)
         numbers = (words >> np.uint64(unit * unit_bits)) & np.uint64(2 ** (fields * layout.field_bits) - 1)
         for hash_ in range(HASHES):
-            sums[:, hash_] += (numbers * row_keys[unit + hash_, : words.shape[1]]).sum(axis=1, dtype=np.uint64)
+            sums[:, hash_] += (numbers * key.units[unit + hash_, : words.shape[1]]).sum(axis=1, dtype=np.uint64)
     return sums

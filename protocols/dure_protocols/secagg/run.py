@@ -1,29 +1,48 @@
 """One function that runs all parties of the protocol, in order: the page to read first, and the oracle of the tests."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MisuseError
 from dure_protocols.identity import Identity
-from dure_protocols.messages import Cohort, Establish, Invitation, ReleaseRequest, Roster
-from dure_protocols.secagg.codec import VectorLayout, Words, add_exact, add_update, decode_sum
+from dure_protocols.job import least_threshold
+from dure_protocols.messages import (
+    Cohort,
+    EscrowedJoin,
+    Invitation,
+    MaskedUpdate,
+    PublishedSum,
+    ReleaseRequest,
+    Roster,
+    Vote,
+    VoteRequest,
+)
+from dure_protocols.secagg.codec import Contribution, VectorLayout, Words, add_contribution, decode_sum
 from dure_protocols.secagg.disclosure import Disclosures
-from dure_protocols.secagg.firm import FirmSession, Randomness
-from dure_protocols.secagg.server import Attempt
-from dure_protocols.secagg.terms import Terms
+from dure_protocols.secagg.firm import FirmSession
+from dure_protocols.secagg.handshake import Encapsulate, mlkem_encapsulate
+from dure_protocols.secagg.server import Attempt, establish_for
+from dure_protocols.secagg.terms import Randomness, Terms
 from dure_protocols.wire import digest
 
+Step = Literal["join", "update", "vote", "release"]
+
 _EPOCH, _ROUND = 1, 1
+_MODEL = digest("model")
 _NO_METRICS: NDArray[np.float64] = np.zeros(0)
 
 
 @dataclass(frozen=True)
 class SecureAggregationResult:
-    """What everyone knows afterwards. mean: (d,) float32; integer_sum: the ring words; count: summed sample counts."""
+    """What everyone knows afterwards.
+
+    mean: (d,) float32; integer_sum: the ring words, tag included; count: summed sample counts; members: whose updates.
+    """
 
     mean: NDArray[np.float32]
     integer_sum: Words
@@ -36,61 +55,115 @@ def run_secure_aggregation(
     counts: Mapping[str, int] | None = None,
     *,
     randomness: Randomness,
+    mode: Literal["retry", "threshold"] = "retry",
     bits: int = 12,
     clip: float = 1.0,
+    threshold: int | None = None,
+    dropouts: Mapping[str, Step] | None = None,
     minimum_cohort: int = 2,
-    dropouts: Collection[str] = (),
+    encapsulate: Encapsulate = mlkem_encapsulate,
 ) -> SecureAggregationResult:
-    """Run one round of retry mode over every firm's update and return what the server publishes.
+    """Run one round over every firm's update and return what the server publishes and every firm has checked.
 
     updates: firm to (d,) float32, all of one size; counts: firm to sample count, 1 each unless told otherwise;
-    dropouts: firms that vanish after joining and before uploading, so that the others start a fresh attempt.
-    `randomness(n)` gives n bytes. Raises RefusedError when fewer than the minimum cohort are left.
+    threshold: in threshold mode, floor(2n/3) + 1 unless told otherwise; dropouts: firms that vanish for good just
+    before they would answer a step. `randomness(n)` gives n bytes; encapsulate: see `FirmSession`.
+    Raises RefusedError when fewer are left than the cohort needs, and MessageError when too few release.
     """
-    counts = counts or dict.fromkeys(updates, 1)
-    cap = max(counts.values())
-    (size,) = {update.size for update in updates.values()}
-    layout = VectorLayout(size, bits, len(updates))
+    if mode == "threshold" and threshold is None:
+        threshold = least_threshold(len(updates))
+    stage = _Stage(updates, counts, dropouts or {}, randomness, bits, clip)
+    terms = Terms(stage.job, stage.keys(), minimum_cohort, threshold=threshold if mode == "threshold" else None)
+    return stage.run(terms, encapsulate)
 
-    identities = {firm: Identity.from_seed(randomness(32)) for firm in sorted(updates)}
-    terms = Terms(digest("job"), {firm: key.public_bytes for firm, key in identities.items()}, minimum_cohort)
-    firms = {firm: FirmSession(firm, key, terms, randomness, Disclosures()) for firm, key in identities.items()}
 
-    roster = Roster(terms.job_digest, _EPOCH, tuple(firm.advertise(_EPOCH) for firm in firms.values()))
-    ciphertexts = tuple(firm.encapsulate(roster) for firm in firms.values())
-    establish = Establish(terms.job_digest, _EPOCH, ciphertexts)
-    (transcript,) = {firm.establish(establish) for firm in firms.values()}
+class _Stage:
+    """The parties of one run. Each method is a step of docs/protocol.md; firms act in the order of the alphabet."""
 
-    def masked(firm: str, cohort: Cohort) -> Words:
-        vector = firms[firm].accept_cohort(cohort).mask(layout)
-        rounding = np.random.Generator(np.random.PCG64(int.from_bytes(randomness(16))))
-        add_update(vector, layout, updates[firm], counts[firm] / cap, clip, rounding)
-        add_exact(vector, layout, counts[firm], _NO_METRICS)
+    def __init__(
+        self,
+        updates: Mapping[str, NDArray[np.float32]],
+        counts: Mapping[str, int] | None,
+        dropouts: Mapping[str, Step],
+        randomness: Randomness,
+        bits: int,
+        clip: float,
+    ) -> None:
+        sizes = {update.size for update in updates.values()}
+        if len(sizes) != 1 or not set(dropouts) <= set(updates):
+            raise MisuseError(f"updates of one size are summed, {sorted(sizes)} came; or a drop-out is no firm")
+        self.job = digest("job")
+        self._updates, self._counts = updates, dict(counts or dict.fromkeys(updates, 1))
+        self._cap = max(self._counts.values())
+        self._dropouts, self._randomness, self._clip = dropouts, randomness, clip
+        self._layout = VectorLayout(sizes.pop(), bits, len(updates))
+        self._identities = {firm: Identity.from_seed(randomness(32)) for firm in sorted(updates)}
+        self._firms: dict[str, FirmSession] = {}
+
+    def keys(self) -> dict[str, bytes]:
+        return {firm: identity.public_bytes for firm, identity in self._identities.items()}
+
+    def run(self, terms: Terms, encapsulate: Encapsulate) -> SecureAggregationResult:
+        for firm, identity in self._identities.items():
+            self._firms[firm] = FirmSession(firm, identity, terms, self._randomness, Disclosures(), encapsulate)
+        transcript = self._agree_keys()
+        present = [firm for firm in self._firms if self._dropouts.get(firm) != "join"]
+        number = 1
+        while True:
+            attempt, receipts = self._upload(terms, transcript, number, present)
+            if terms.threshold is not None or not attempt.missing:
+                break
+            present, number = list(attempt.survivors), number + 1  # retry mode: a fresh attempt, with fresh masks
+        votes = self._vote(number, receipts) if terms.threshold is not None else ()
+        request = ReleaseRequest(self.job, _EPOCH, _ROUND, number, () if votes else tuple(receipts.values()), votes)
+        remaining = [firm for firm in self._here(attempt.survivors, "vote", "release")]
+        total = attempt.unmask({firm: self._firms[firm].release(request) for firm in remaining})
+        return self._published(attempt, total, remaining)
+
+    def _agree_keys(self) -> bytes:
+        roster = Roster(self.job, _EPOCH, tuple(firm.advertise(_EPOCH) for firm in self._firms.values()))
+        sent = [firm.encapsulate(roster) for firm in self._firms.values()]
+        requests = {name: establish_for(name, self.job, _EPOCH, sent) for name in self._firms}
+        (transcript,) = {firm.establish(requests[name]) for name, firm in self._firms.items()}
+        return transcript
+
+    def _upload(
+        self, terms: Terms, transcript: bytes, number: int, present: Sequence[str]
+    ) -> tuple[Attempt, dict[str, MaskedUpdate]]:
+        place = (_EPOCH, _ROUND, number)
+        invitation = Invitation(self.job, *place, ())
+        replies = [self._firms[firm].join(invitation, _MODEL, _MODEL) for firm in present]
+        joins = tuple(reply.join if isinstance(reply, EscrowedJoin) else reply for reply in replies)
+        escrows = [reply for reply in replies if isinstance(reply, EscrowedJoin)]
+        attempt = Attempt(terms, transcript, place, joins, _MODEL, escrows)
+        receipts: dict[str, MaskedUpdate] = {}
+        for firm in self._here(present, "update"):
+            cohort = Cohort(self.job, *place, joins, attempt.deliveries_for(firm))
+            vector = self._masked(firm, cohort)
+            receipts[firm] = self._firms[firm].sign_upload(sha256(vector.data).digest())
+            attempt.add(receipts[firm], vector, self._layout)
+        return attempt, receipts
+
+    def _masked(self, firm: str, cohort: Cohort) -> Words:
+        keys = self._firms[firm].accept_cohort(cohort)
+        vector = keys.mask(self._layout)
+        count = self._counts[firm]
+        contribution = Contribution(self._updates[firm], count / self._cap, count, _NO_METRICS)
+        rounding = int.from_bytes(self._randomness(8), "big")
+        add_contribution(vector, self._layout, contribution, clip=self._clip, rounding=rounding, tag_key=keys.tag)
         return vector
 
-    def attempt(number: int, present: Sequence[str], gone: Collection[str]) -> Words | None:
-        place = (_EPOCH, _ROUND, number)
-        model_hash = digest("model")
-        joins = tuple(
-            firms[firm].join(Invitation(terms.job_digest, *place, ()), model_hash, model_hash) for firm in present
-        )
-        server = Attempt(terms, transcript, place, joins, model_hash)
-        cohort, receipts = Cohort(terms.job_digest, *place, joins), []
-        for firm in present:
-            if firm not in gone:
-                vector = masked(firm, cohort)
-                receipts.append(firms[firm].sign_upload(sha256(vector.data).digest()))
-                server.add(receipts[-1], vector, layout)
-        if server.missing:
-            return None
-        request = ReleaseRequest(terms.job_digest, *place, tuple(receipts))
-        return server.unmask({firm: firms[firm].release(request) for firm in present})
+    def _vote(self, number: int, receipts: Mapping[str, MaskedUpdate]) -> tuple[Vote, ...]:
+        request = VoteRequest(self.job, _EPOCH, _ROUND, number, tuple(receipts.values()))
+        return tuple(self._firms[firm].vote(request) for firm in self._here(receipts, "vote"))
 
-    survivors = [firm for firm in firms if firm not in dropouts]
-    total = attempt(1, list(firms), dropouts) if dropouts else None
-    if total is None:
-        total = attempt(2, survivors, ())
-    if total is None:
-        raise MisuseError("an attempt without drop-outs did not complete")
-    decoded = decode_sum(total, layout, len(survivors), clip, cap)
-    return SecureAggregationResult(decoded.mean, total, decoded.count, tuple(survivors))
+    def _published(self, attempt: Attempt, total: Words, remaining: Sequence[str]) -> SecureAggregationResult:
+        published = PublishedSum(*attempt.place, attempt.members, attempt.survivors, sha256(total.data).digest())
+        for firm in remaining:
+            self._firms[firm].check_sum(published, total, self._layout, _MODEL)
+        decoded = decode_sum(total, self._layout, self._clip, self._cap)
+        return SecureAggregationResult(decoded.mean, total, decoded.count, attempt.survivors)
+
+    def _here(self, firms: Iterable[str], *steps: Step) -> list[str]:
+        """Those of `firms` that have not vanished before any of these steps."""
+        return [firm for firm in firms if self._dropouts.get(firm) not in steps]

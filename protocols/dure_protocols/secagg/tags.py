@@ -4,14 +4,14 @@ A tag is a secret linear function of a vector's integers modulo the prime p = 2^
 their pairwise channels and the server never holds it. Each firm adds the tag of its own vector; tags add up as
 vectors do, so the sum's tag must be the tag of the sum, and who changes the sum without the key must guess.
 
-The integers are the *units* of the packed words and the values v_0 .. v_e of the tail (count and exact words, read
-with their sign). A unit is the number that K = floor(32 / field_bits) neighbouring fields of a word form, the last
+The integers are the *units* of the packed words and the values v_k of the tail (count, firms and exact words,
+read with their sign). A unit is the number that K = floor(32 / field_bits) neighbouring fields of a word form, the last
 unit of a word perhaps fewer: below 2^32 in any sum, for fields have headroom. m[a,g,w] is unit g of word w in row a.
 
 An AES-256-CTR keystream of the 32-byte key, from counter zero, read as little-endian numbers one after another, gives
 
     x[h,w]  h < U + 2, w < 512     32-bit numbers mod 2^22
-    r[k]    k <= e                 64-bit numbers mod 2^61
+    r[k]    k < 2 + e              64-bit numbers mod 2^61
     s[a,j]  a < A rows, j < 3      64-bit numbers mod 2^61
 
     H[a,j] = sum over g, w of x[g+j,w] m[a,g,w]                        (an integer, below 2^64)
@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from dure_protocols.errors import MisuseError
 from dure_protocols.secagg.keystream import KEY_BYTES, apply_keystreams
 from dure_protocols.secagg.layout import ROW_WORDS, VectorLayout, Words
-from dure_protocols.secagg.rows import HASHES
 
 PRIME = 2**61 - 1
 TAIL_LIMIT = 2**60
+HASHES = 3
 
 _P, _LOW, _29 = np.uint64(PRIME), np.uint64(2**32 - 1), np.uint64(2**29 - 1)
 
@@ -47,7 +47,7 @@ _P, _LOW, _29 = np.uint64(PRIME), np.uint64(2**32 - 1), np.uint64(2**29 - 1)
 class TagKey:
     """A tag key spread out for one layout. Secret.
 
-    units: (U + 2, 512) uint32, the numbers x; tail: (1 + e,) the numbers r; rows: (A, 3), the numbers s.
+    units: (U + 2, 512) uint32, the numbers x; tail: (2 + e,) the numbers r; rows: (A, 3), the numbers s.
     """
 
     units: NDArray[np.uint32]
@@ -60,17 +60,16 @@ class TagKey:
         if len(key) != KEY_BYTES:
             raise MisuseError(f"a tag key has {KEY_BYTES} bytes, not {len(key)}")
         planes = layout.units + HASHES - 1
-        ends = np.cumsum([planes * ROW_WORDS // 2, 1 + layout.exact, layout.rows * HASHES])
+        ends = np.cumsum([planes * ROW_WORDS // 2, layout.tail_words, layout.rows * HASHES])
         stream = np.zeros(ends[-1], np.uint64)
         apply_keystreams(stream, add=[key])
         units, tail, rows = np.split(stream, ends[:-1])
         narrow = units.view(np.uint32) & np.uint32(2**22 - 1)
         return cls(narrow.reshape(planes, ROW_WORDS), tail & _P, (rows & _P).reshape(-1, HASHES))
 
-    def tag(self, row_sums: Words, tail: NDArray[np.int64]) -> int:
-        """The tag of a vector with these row sums, (A, 3), and tail values, (1 + e,)."""
-        values = sum(int(r) * int(v) for r, v in zip(self.tail, tail, strict=True))
-        return (dot(self.rows, row_sums) + values) % PRIME
+    def tag(self, packed: int, tail: NDArray[np.int64]) -> int:
+        """The tag of a vector. packed: the packed words' part of it; tail: (2 + e,), the words between packed and tag words."""
+        return (packed + sum(int(r) * int(v) for r, v in zip(self.tail, tail, strict=True))) % PRIME
 
 
 def dot(one: Words, other: Words) -> int:

@@ -94,7 +94,7 @@ def show(job: JobArgument, home: HomeOption, as_json: JsonOption = False) -> Non
                     "sentence": progress.sentence if progress else "",
                     "waiting_for": waiting,
                     "rounds": [
-                        {"number": e.number, "members": e.members, "count": e.count, "metrics": e.metrics} for e in done
+                        {"number": e.number, "members": e.summed, "count": e.count, "metrics": e.metrics} for e in done
                     ],
                 }
             )

@@ -212,7 +212,7 @@ def _round(row: Round) -> RoundView:
         attempt=row.attempt,
         state=row.state,
         reason=row.reason,
-        members=row.members,
+        members=row.summed,
         count=row.count,
         metrics=row.metrics,
         model_digest=row.model_digest,

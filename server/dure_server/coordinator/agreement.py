@@ -1,5 +1,6 @@
 """What comes before rounds: every firm's approval of the job, and pair keys between every two firms, once an epoch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -9,7 +10,6 @@ from dure_protocols.job import JobFile
 from dure_protocols.messages import (
     Approval,
     AskKeys,
-    Establish,
     Established,
     JobRequest,
     KeyAdvertisement,
@@ -19,6 +19,7 @@ from dure_protocols.messages import (
     Reply,
     Roster,
 )
+from dure_protocols.secagg.server import establish_for
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.record import JobRecord, Situation
 
@@ -139,10 +140,12 @@ class Agreement:
         raise JobFailedError(f"the firms could not agree on keys in {MAX_EPOCH_TRIES} epochs; last: {refused}")
 
     def _agree_epoch(self, epoch: int) -> Keys:
-        def everyone(request: JobRequest, expected: type[M], phase: str, sentence: str) -> dict[str, M]:
-            situation = Situation(phase, sentence, attempt=epoch, members=tuple(sorted(self._job.firms)))
+        everybody = sorted(self._job.firms)
+
+        def everyone(requests: Mapping[str, JobRequest], expected: type[M], phase: str, sentence: str) -> dict[str, M]:
+            situation = Situation(phase, sentence, attempt=epoch, members=tuple(everybody))
             replies: dict[str, M] = {}
-            for heard in self._talk.ask(dict.fromkeys(sorted(self._job.firms), request), situation, keep=True):
+            for heard in self._talk.ask(requests, situation, keep=True):
                 if isinstance(heard.message, Refusal) and heard.message.code in _FINAL_CODES:
                     raise JobFailedError(f"{heard.firm} refused the job: {heard.message.code.value}; its log says more")
                 if not isinstance(heard.message, expected):
@@ -150,10 +153,12 @@ class Agreement:
                 replies[heard.firm] = heard.message
             return replies
 
-        advertisements = everyone(AskKeys(self._digest, epoch), KeyAdvertisement, "keys", "making keys")
+        ask = dict.fromkeys(everybody, AskKeys(self._digest, epoch))
+        advertisements = everyone(ask, KeyAdvertisement, "keys", "making keys")
         roster = Roster(self._digest, epoch, tuple(advertisements[firm] for firm in sorted(advertisements)))
-        ciphertexts = everyone(roster, KeyCiphertexts, "roster", "checking each other's keys")
-        establish = Establish(self._digest, epoch, tuple(ciphertexts[firm] for firm in sorted(ciphertexts)))
+        rosters = dict.fromkeys(everybody, roster)
+        ciphertexts = everyone(rosters, KeyCiphertexts, "roster", "checking each other's keys").values()
+        establish = {firm: establish_for(firm, self._digest, epoch, ciphertexts) for firm in everybody}
         established = everyone(establish, Established, "establish", "agreeing on pair keys")
         transcripts = {message.transcript for message in established.values()}
         if len(transcripts) != 1:

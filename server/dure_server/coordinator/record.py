@@ -9,11 +9,23 @@ from dure_server.store import JobState, RoundState, SignoffState, Store
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """A round whose sum is published."""
+    """A round whose sum is published. cohort: who masked; members: whose vectors the sum holds."""
 
     number: int
+    epoch: int
+    attempt: int
+    cohort: tuple[str, ...]
     members: tuple[str, ...]
     sum_digest: bytes
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """An attempt whose members are fixed. survivors: those whose sum it opens; None while that is open."""
+
+    attempt: int
+    members: tuple[str, ...]
+    survivors: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,26 +97,41 @@ class JobRecord:
         """Every finished round, in order."""
         with self._store.reading() as at:
             return [
-                FinishedRound(row.number, tuple(row.members), bytes.fromhex(row.sum_digest or ""))
+                FinishedRound(
+                    row.number,
+                    row.epoch,
+                    row.attempt,
+                    tuple(row.members),
+                    tuple(row.summed),
+                    bytes.fromhex(row.sum_digest or ""),
+                )
                 for row in at.rounds.of(self._job)
                 if row.state is RoundState.FINISHED
             ]
 
-    def open_attempt(self, number: int) -> tuple[int, tuple[str, ...]] | None:
+    def open_attempt(self, number: int) -> OpenAttempt | None:
         """The attempt at a round that a coordinator before us had fixed the members of, if one stands open."""
         with self._store.reading() as at:
             rows = [row for row in at.rounds.of(self._job) if row.number == number and row.state is RoundState.RUNNING]
-            return next(((row.attempt, tuple(row.members)) for row in rows if row.members), None)
+            row = next((row for row in rows if row.members), None)
+            if row is None:
+                return None
+            return OpenAttempt(row.attempt, tuple(row.members), tuple(row.survivors) if row.survivors else None)
 
     def reserve_attempt(self, number: int) -> int:
         """Take a number that no attempt at this round has had, before anybody is invited to it."""
         with self._store.transaction() as at:
             return at.rounds.reserve(self._job, number)
 
-    def begin_attempt(self, number: int, attempt: int, members: Sequence[str]) -> None:
+    def begin_attempt(self, number: int, attempt: int, members: Sequence[str], epoch: int) -> None:
         """Fix an attempt's members, before they are told."""
         with self._store.transaction() as at:
-            at.rounds.begin(self._job, number, attempt, members)
+            at.rounds.begin(self._job, number, attempt, members, epoch)
+
+    def settle_attempt(self, number: int, attempt: int, survivors: Sequence[str]) -> None:
+        """Threshold mode: fix whose sum an attempt opens, before they are asked to agree."""
+        with self._store.transaction() as at:
+            at.rounds.settle(self._job, number, attempt, survivors)
 
     def abandon_attempt(self, number: int, attempt: int, reason: str) -> None:
         """Give an attempt up; nothing of it was released."""
@@ -123,6 +150,7 @@ class JobRecord:
         seconds: Mapping[str, float],
         bytes_up: int,
         bytes_down: int,
+        note: str = "",
     ) -> None:
         """Keep a round's outcome. From here on it is never done again."""
         with self._store.transaction() as at:
@@ -137,6 +165,7 @@ class JobRecord:
                 seconds=seconds,
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
+                note=note,
             )
 
     def show(self, situation: Situation) -> None:

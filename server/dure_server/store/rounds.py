@@ -29,8 +29,11 @@ class Rounds:
         self.begin(job, number, attempt, [])
         return attempt
 
-    def begin(self, job: str, number: int, attempt: int, members: Sequence[str]) -> Round:
-        """Start an attempt, or go on with it after a crash. Raises StoreConflictError if the round is over."""
+    def begin(self, job: str, number: int, attempt: int, members: Sequence[str], epoch: int = 0) -> Round:
+        """Start an attempt with the keys of an epoch, or go on with it after a crash.
+
+        Raises StoreConflictError if the round is over.
+        """
         finished = self.finished(job, number)
         if finished is not None:
             raise StoreConflictError(f"round {number} of job {job} was finished at attempt {finished.attempt}")
@@ -45,7 +48,18 @@ class Rounds:
             )
             row.bytes_up, row.bytes_down, row.started_at = 0, 0, self._now
             self._session.add(row)
-        row.members = sorted(members)
+        row.members, row.epoch = sorted(members), epoch
+        self._session.flush()
+        return row
+
+    def settle(self, job: str, number: int, attempt: int, survivors: Sequence[str]) -> Round:
+        """Fix whose sum an attempt opens, before anybody is asked to agree. Another set raises StoreConflictError."""
+        row = self._attempt(job, number, attempt)
+        if row.survivors is not None and row.survivors != sorted(survivors):
+            raise StoreConflictError(
+                f"attempt {attempt} at round {number} of job {job} is to open {', '.join(row.survivors)} and no others"
+            )
+        row.survivors = sorted(survivors)
         self._session.flush()
         return row
 
@@ -62,7 +76,7 @@ class Rounds:
         seconds: Mapping[str, float] | None = None,
         bytes_up: int = 0,
         bytes_down: int = 0,
-        members: Sequence[str] | None = None,
+        note: str = "",
     ) -> Round:
         """Keep a round's outcome. Telling it again after a crash is fine; telling another raises StoreConflictError."""
         row = self._attempt(job, number, attempt)
@@ -78,8 +92,7 @@ class Rounds:
         row.count, row.metrics = count, dict(metrics)
         row.model_digest, row.sum_digest = model_digest, sum_digest
         row.bytes_up, row.bytes_down, row.seconds = bytes_up, bytes_down, dict(seconds or {})
-        if members is not None:
-            row.members = sorted(members)
+        row.reason = note
         self._session.flush()
         return row
 

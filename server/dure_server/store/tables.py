@@ -211,7 +211,12 @@ class Round(Base):
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     state: Mapped[RoundState] = mapped_column(_words(RoundState))
     reason: Mapped[str] = mapped_column(Text, default="")
+    """Why it was given up; of a finished attempt, what the firms complained about."""
+    epoch: Mapped[int] = mapped_column(Integer)
     members: Mapped[list[str]] = mapped_column(JSON)
+    """Who was asked to mask: the cohort."""
+    survivors: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """Threshold mode: whose sum is opened, once that is settled."""
     count: Mapped[float | None]
     """Rows that the published sum covers, over all members; no firm's own count is known."""
     metrics: Mapped[dict[str, float]] = mapped_column(JSON)
@@ -224,6 +229,11 @@ class Round(Base):
     bytes_down: Mapped[int] = mapped_column(BigInteger, default=0)
     started_at: Mapped[datetime] = mapped_column(UtcTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+    @property
+    def summed(self) -> list[str]:
+        """Whose vectors the published sum holds."""
+        return self.members if self.survivors is None else self.survivors
 
 
 class Progress(Base):

@@ -9,18 +9,20 @@ import numpy as np
 from dure_protocols.identity import Identity
 from dure_protocols.messages import (
     Cohort,
-    Establish,
+    EscrowedJoin,
     Invitation,
     Join,
     MaskedUpdate,
+    PublishedSum,
     Release,
     ReleaseRequest,
     Roster,
+    VoteRequest,
 )
-from dure_protocols.secagg.codec import VectorLayout, add_exact, add_update
+from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribution
 from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession
-from dure_protocols.secagg.server import Attempt
+from dure_protocols.secagg.server import Attempt, establish_for
 from dure_protocols.secagg.terms import Terms
 
 LAYOUT = VectorLayout(parameters=8, bits=12, max_members=4)
@@ -31,12 +33,12 @@ JOB = sha256(b"job").digest()
 class Parties:
     """`names` are firms with sessions; firm number i has the update 2^-i everywhere and one row."""
 
-    def __init__(self, names="abcd", *, minimum_cohort=2, minimum_difference=1, job=JOB):
+    def __init__(self, names="abcd", *, minimum_cohort=2, minimum_difference=1, job=JOB, threshold=None):
         chance = random.Random("parties")
         self.randomness = chance.randbytes
         self.identities = {name: Identity.from_seed(sha256(name.encode()).digest()) for name in names}
         keys = {name: identity.public_bytes for name, identity in self.identities.items()}
-        self.terms = Terms(job, keys, minimum_cohort, minimum_difference)
+        self.terms = Terms(job, keys, minimum_cohort, minimum_difference, threshold=threshold)
         self.disclosures = {name: Disclosures() for name in names}
         self.sessions = {name: self.fresh(name) for name in names}
         self.transcript = b""
@@ -48,11 +50,13 @@ class Parties:
         return Roster(JOB, epoch, tuple(s.advertise(epoch) for s in self.sessions.values()))
 
     def encapsulate(self, roster):
-        return Establish(JOB, roster.epoch, tuple(s.encapsulate(roster) for s in self.sessions.values()))
+        """Every firm's request to establish."""
+        sent = [s.encapsulate(roster) for s in self.sessions.values()]
+        return {name: establish_for(name, JOB, roster.epoch, sent) for name in self.sessions}
 
     def establish(self, epoch=1):
-        request = self.encapsulate(self.advertise(epoch))
-        (self.transcript,) = {s.establish(request) for s in self.sessions.values()}
+        requests = self.encapsulate(self.advertise(epoch))
+        (self.transcript,) = {s.establish(requests[name]) for name, s in self.sessions.items()}
         return self
 
     def join(self, round_=1, attempt=1, *, who=None, model=MODEL, epoch=1):
@@ -60,10 +64,11 @@ class Parties:
         return tuple(self.sessions[n].join(Invitation(JOB, *place, ()), model, model) for n in who or self.sessions)
 
     def vector(self, name, cohort):
-        vector = self.sessions[name].accept_cohort(cohort).mask(LAYOUT)
+        keys = self.sessions[name].accept_cohort(cohort)
+        vector = keys.mask(LAYOUT)
         update = np.full(LAYOUT.parameters, 2.0 ** -list(self.sessions).index(name), np.float32)
-        add_update(vector, LAYOUT, update, 1.0, 1.0, np.random.default_rng(0))
-        add_exact(vector, LAYOUT, 1, np.zeros(0))
+        contribution = Contribution(update, 1.0, 1, np.zeros(0))
+        add_contribution(vector, LAYOUT, contribution, clip=1.0, rounding=0, tag_key=keys.tag)
         return vector
 
     def upload(self, joins, round_=1, attempt=1, *, who=None, epoch=1):
