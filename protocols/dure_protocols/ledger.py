@@ -45,11 +45,12 @@ class RecordKind(StrEnum):
     ACKNOWLEDGEMENT = "acknowledgement"  # a delivery has arrived
     APPROVAL = "approval"
     KEYS = "keys"  # public keys of an epoch, signed
-    CIPHERTEXTS = "ciphertexts"  # KEM ciphertexts (encrypted shares, in threshold mode)
+    CIPHERTEXTS = "ciphertexts"  # KEM ciphertexts
     ESTABLISHED = "established"
-    JOIN = "join"
+    JOIN = "join"  # in threshold mode with encrypted shares
     MASKED_UPDATE = "masked-update"  # the signed receipt; its vector is a blob
-    RELEASE = "release"  # the firm's own self-mask seed
+    VOTE = "vote"  # in threshold mode: whose sum may be opened
+    RELEASE = "release"  # the firm's own self-mask seed; in threshold mode with shares of others' secrets
     FINISHED = "finished"
     REFUSAL = "refusal"  # a phase and an error code
     BLOB = "blob"  # the bytes of a masked vector, from offset_bytes on

@@ -43,8 +43,8 @@ from tests.end_to_end.wire_account import (
 
 REPLY = "/dure.link.Firm/Reply"
 Speak = Callable[[bytes, grpc.Channel], None]
-NEVER_HERE = {RecordKind.ACKNOWLEDGEMENT, RecordKind.NOT_SENT, RecordKind.REPAIR}
-"""Kinds that an undisturbed agent has no reason to write."""
+NEVER_HERE = {RecordKind.ACKNOWLEDGEMENT, RecordKind.VOTE, RecordKind.NOT_SENT, RecordKind.REPAIR}
+"""Kinds that an undisturbed agent in retry mode has no reason to write."""
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,7 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
         ("Contract", f"{escape(contract.title)} ({contract.name}); check yours with `dure-agent data check`"),
         ("Contract digest", grouped(contract.digest())),
         ("Rounds", f"{job.rounds}, sums of at least {job.minimum_cohort} firms"),
+        ("If a firm drops out", _drop_outs(job)),
         ("Travels", f"{job.codec.bits} bits a parameter before headroom, masked; rounds report {_round_metrics(job)}"),
     ):
         rows.add_row(f"[dim]{name}[/]", value)
@@ -168,8 +169,15 @@ _PRIVACY = (
     "The server learns sums over the firms of a round: of updates, row counts and metrics. Sums are public to all "
     "members and may reveal something about rows that only one firm has; this job adds no differential privacy. When a "
     "firm drops out of a round, the difference of two sums shows how many rows it has, unless minimum_difference in "
-    "policy.toml is 2. A server that publishes false sums can steer the model. Members of the roster can poison it."
+    "policy.toml is 2. Every firm checks each sum by a tag that the server cannot make; a server and a firm together "
+    "can, and steer the model. Members of the roster can poison it."
 )
+
+
+def _drop_outs(job: JobFile) -> str:
+    if job.threshold is None:
+        return "a fresh attempt without it (retry mode)"
+    return f"the others open the sum, if at least {job.threshold} of {len(job.firms)} agree (threshold mode)"
 
 
 def _round_metrics(job: JobFile) -> str:
