@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.messages import SHARE_BYTES, Delivery, Escrow, EscrowedJoin, Release, SealedShares
-from dure_protocols.secagg.keystream import derive
 from dure_protocols.secagg.shamir import combine, split
 from dure_protocols.secagg.terms import Randomness, Terms
 from dure_protocols.wire import Writer, digest
@@ -59,11 +58,17 @@ def points(terms: Terms) -> dict[str, int]:
 
 
 def deal(
-    terms: Terms, firm: str, threshold: int, self_seed: bytes, attempt_keys: Mapping[str, bytes], randomness: Randomness
+    terms: Terms,
+    threshold: int,
+    self_seed: bytes,
+    attempt_keys: Mapping[str, bytes],
+    box_keys: Mapping[str, bytes],
+    randomness: Randomness,
 ) -> Escrow:
-    """A firm's escrow for one attempt. attempt_keys: q_ij by peer, for every other firm of the job.
+    """A firm's escrow for one attempt.
 
-    Shares go under a key of their own each, derived from the attempt key with its receiver.
+    attempt_keys: q_ij by peer, for every other firm of the job; box_keys: by peer, what seals the shares for it. Those
+    MUST NOT follow from the attempt keys: an opened escrow tells these, and would open the shares of the self seed.
     """
     peers = sorted(attempt_keys)
     own_key = randomness(_KEY_BYTES)
@@ -79,7 +84,7 @@ def deal(
         shares=tuple(
             SealedShares(
                 peer,
-                AESGCM(_box_key(attempt_keys[peer], firm)).encrypt(_NONCE, ours + keys_share, None),
+                AESGCM(box_keys[peer]).encrypt(_NONCE, ours + keys_share, None),
                 commit_share(ours),
                 commit_share(keys_share),
             )
@@ -88,16 +93,16 @@ def deal(
     )
 
 
-def open_delivery(delivery: Delivery, receiver: str, attempt_key: bytes) -> HeldShares | None:
+def open_delivery(delivery: Delivery, receiver: str, attempt_key: bytes, box_key: bytes) -> HeldShares | None:
     """The shares that a dealer sealed for this firm, or None if they are not what the dealer committed to.
 
-    attempt_key: q_ij of dealer and receiver. None is no proof towards others: it is this firm's word.
+    attempt_key, box_key: of dealer and receiver, as in `deal`. None is no proof towards others: it is this firm's word.
     """
     shares = delivery.shares
     if shares.receiver != receiver or delivery.key_commitment != commit_key(attempt_key):
         return None
     try:
-        opened = AESGCM(_box_key(attempt_key, delivery.dealer)).decrypt(_NONCE, shares.box, None)
+        opened = AESGCM(box_key).decrypt(_NONCE, shares.box, None)
     except InvalidTag:
         return None
     held = HeldShares(opened[:SHARE_BYTES], opened[SHARE_BYTES:])
@@ -199,7 +204,3 @@ def _recover(
 
 def _others(terms: Terms, firm: str) -> list[str]:
     return sorted(name for name in terms.firms if name != firm)
-
-
-def _box_key(attempt_key: bytes, dealer: str) -> bytes:
-    return derive(attempt_key, "dure share box", dealer.encode())

@@ -365,7 +365,8 @@ class FirmSession:
         escrow = None
         if threshold is not None:
             keys = self._attempt_keys()
-            escrow = deal(self._terms, self._firm, threshold, state.self_seed, keys, self._randomness)
+            boxes = {peer: self._box_key(root, self._firm) for peer, root in state.roots}
+            escrow = deal(self._terms, threshold, state.self_seed, keys, boxes, self._randomness)
         committed = NO_HASH if escrow is None else escrow_digest(escrow)
         join = Join(self._firm, *self._place, state.model_hash, committed, bytes(64))
         signature = self._sign("dure join", *join_parts(self._transcript, join))
@@ -377,6 +378,10 @@ class FirmSession:
         state = self._state
         return {peer: derive(root, "dure attempt", numbers(state.attempt)) for peer, root in state.roots}
 
+    def _box_key(self, root: bytes, dealer: str) -> bytes:
+        """What seals a dealer's shares for one firm: beside the attempt key, not below it, for escrows open that."""
+        return derive(root, "dure share box", numbers(self._state.attempt), dealer.encode())
+
     def _open_deliveries(
         self, cohort: Cohort, members: Iterable[str], attempt_keys: dict[str, bytes]
     ) -> tuple[HeldFrom, ...]:
@@ -386,7 +391,11 @@ class FirmSession:
             return ()
         if sorted(d.dealer for d in cohort.deliveries) != sorted(name for name in members if name != self._firm):
             raise RefusedError(RefusalCode.ROSTER, "the cohort does not bring one delivery from each other member")
-        opened = {d.dealer: open_delivery(d, self._firm, attempt_keys[d.dealer]) for d in cohort.deliveries}
+        roots = dict(self._state.roots)
+        opened = {
+            d.dealer: open_delivery(d, self._firm, attempt_keys[d.dealer], self._box_key(roots[d.dealer], d.dealer))
+            for d in cohort.deliveries
+        }
         return tuple(
             HeldFrom(dealer, shares.self_share, shares.escrow_share)
             for dealer, shares in sorted(opened.items())
