@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-.PHONY: help install demo test lint format bench gain clean
+.PHONY: help install demo test lint format fuzz bench bench-secagg gain clean
 
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
@@ -14,6 +14,8 @@ help:
 	@echo "make test      run the tests"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
+	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (some minutes)"
+	@echo "make fuzz      feed mutated bytes to every decoder (ARGS='--seconds 600 --target messages')"
 	@echo "make gain      alone, federated and pooled over five seeds on simulated data (ARGS='--data DIR')"
 
 install: $(STAMP)
@@ -42,6 +44,12 @@ lint: $(STAMP)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix --quiet; $(BIN)/ruff format
+
+bench-secagg: $(STAMP)
+	@$(QUIET) $(BIN)/dure bench secagg --json $(ARGS)
+
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(STAMP)
 	@$(QUIET) $(BIN)/dure bench round --firms 3 --parameters 10000000 --json

@@ -77,6 +77,8 @@ class JobView(JobSummary):
     model: str
     parameters: int
     minimum_cohort: int
+    mode: str
+    threshold: int | None
     main_metric: str | None
     live: Live | None
     seats: list[Seat]
@@ -156,6 +158,8 @@ def job_view(tx: Transaction, job: str) -> JobView:
         model=body.model.name,
         parameters=body.model.parameters,
         minimum_cohort=body.minimum_cohort,
+        mode=body.mode,
+        threshold=body.threshold,
         main_metric=body.selection_metric or next(iter(body.model.round_metrics or sorted(metrics)), None),
         live=_live(tx.progress.get(job)),
         seats=_seats(body, tx.signoffs.of(job), {firm.name: firm for firm in tx.firms.all()}, tx.progress.get(job)),
