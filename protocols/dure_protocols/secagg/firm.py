@@ -430,8 +430,9 @@ class FirmSession:
             raise RefusedError(
                 RefusalCode.ROSTER, f"{len(voters & set(state.survivors))} survivors voted; {threshold} are needed"
             )
+        agreed = names_digest(state.survivors)
         for vote in request.votes:
-            check_vote(self._terms, state.context, state.survivors, vote)
+            check_vote(self._terms, state.context, agreed, vote)
 
     def _check_not_retired(self) -> None:
         if self._state.phase is Phase.RETIRED:

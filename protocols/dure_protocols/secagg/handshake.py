@@ -109,7 +109,8 @@ class Handshake:
         state.advertisements = tuple(peers[name] for name in sorted(peers))
         state.tag_key = self._randomness(32) if self._is_first else _NO_KEY
         behind = [entry for entry in state.advertisements if entry.firm > self._firm]
-        sealed = [self._seal(state, entry) for entry in behind]
+        roster_digest = _roster_digest(state)
+        sealed = [self._seal(state, roster_digest, entry) for entry in behind]
         state.step = _Step.ENCAPSULATED
         state.secrets = tuple((key.receiver, secret) for key, secret in sealed)
         state.ciphertexts = tuple(key for key, _ in sealed)
@@ -123,20 +124,26 @@ class Handshake:
         """
         if state.step is not _Step.ENCAPSULATED or request.epoch != state.epoch:  # (1)
             raise RefusedError(RefusalCode.OUT_OF_ORDER, f"epoch {request.epoch} is not waiting for ciphertexts")
+        roster_digest = _roster_digest(state)
         before = [name for name in self._terms.firms if name < self._firm]
         self._check_listed((key.sender for key in request.ciphertexts), before, "list of ciphertexts")  # (2)
         for key in request.ciphertexts:
             if key.receiver != self._firm:
                 raise RefusedError(RefusalCode.ROSTER, f"{key.sender}'s ciphertext is for {key.receiver}")
-            self._terms.check(key.sender, key.signature, "dure ciphertext", *_key_parts(state, key))  # (3)
-        mlkem = _private(state)[1]
+            self._terms.check(key.sender, key.signature, "dure ciphertext", *_key_parts(roster_digest, key))  # (3)
+        _, mlkem = _private(state)
         received = {key.sender: key for key in request.ciphertexts}
-        roots = {name: self._root(state, key, mlkem.decapsulate(key.ciphertext)) for name, key in received.items()}
+        roots = {
+            name: self._root(state, roster_digest, key, mlkem.decapsulate(key.ciphertext))
+            for name, key in received.items()
+        }
         own_secrets = dict(state.secrets)
-        roots |= {key.receiver: self._root(state, key, own_secrets[key.receiver]) for key in state.ciphertexts}
+        roots |= {
+            key.receiver: self._root(state, roster_digest, key, own_secrets[key.receiver]) for key in state.ciphertexts
+        }
         tag_key = state.tag_key if self._is_first else self._open_tag_key(received, roots)  # (4)
         commitment = digest("dure tag key", tag_key)
-        transcript = digest("dure transcript", _roster_digest(state), commitment)
+        transcript = digest("dure transcript", roster_digest, commitment)
         return EpochKeys(state.epoch, transcript, tag_key, tuple(sorted(roots.items())))
 
     @property
@@ -147,7 +154,7 @@ class Handshake:
     def _is_first(self) -> bool:
         return self._firm == self._first
 
-    def _seal(self, state: HandshakeState, peer: KeyAdvertisement) -> tuple[SealedKey, bytes]:
+    def _seal(self, state: HandshakeState, roster_digest: bytes, peer: KeyAdvertisement) -> tuple[SealedKey, bytes]:
         """A ciphertext for a firm behind this one, and the KEM secret in it."""
         try:
             secret, ciphertext = self._encapsulate(peer.mlkem)
@@ -155,12 +162,12 @@ class Handshake:
             raise RefusedError(RefusalCode.ROSTER, f"{peer.firm} advertised a malformed ML-KEM-768 key") from error
         key = SealedKey(self._firm, peer.firm, ciphertext, b"", bytes(64))
         if self._is_first:
-            box_key = derive(self._root(state, key, secret), "dure tag key box")
+            box_key = derive(self._root(state, roster_digest, key, secret), "dure tag key box")
             key = SealedKey(self._firm, peer.firm, ciphertext, _box(box_key).encrypt(_NONCE, state.tag_key, None), b"")
-        signature = self._sign("dure ciphertext", *_key_parts(state, key))
+        signature = self._sign("dure ciphertext", *_key_parts(roster_digest, key))
         return SealedKey(self._firm, peer.firm, ciphertext, key.tag_box, signature), secret
 
-    def _root(self, state: HandshakeState, key: SealedKey, secret: bytes) -> bytes:
+    def _root(self, state: HandshakeState, roster_digest: bytes, key: SealedKey, secret: bytes) -> bytes:
         """The root K_ij: both a classical and a post-quantum secret must fall before it does."""
         peer = key.receiver if key.sender == self._firm else key.sender
         public = next(entry.x25519 for entry in state.advertisements if entry.firm == peer)
@@ -171,7 +178,7 @@ class Handshake:
                 RefusalCode.ROSTER, f"{peer} advertised an X25519 key that no honest firm has"
             ) from error
         ends = key.sender.encode(), key.receiver.encode()
-        return derive(shared + secret, "dure pair root", _roster_digest(state), *ends, key.ciphertext)
+        return derive(shared + secret, "dure pair root", roster_digest, *ends, key.ciphertext)
 
     def _open_tag_key(self, received: dict[str, SealedKey], roots: dict[str, bytes]) -> bytes:
         box_key = derive(roots[self._first], "dure tag key box")
@@ -207,8 +214,8 @@ def _roster_digest(state: HandshakeState) -> bytes:
     return digest("dure roster", numbers(state.epoch), names(entry.firm for entry in entries), *keys)
 
 
-def _key_parts(state: HandshakeState, key: SealedKey) -> tuple[bytes, ...]:
-    return _roster_digest(state), key.sender.encode(), key.receiver.encode(), key.ciphertext, key.tag_box
+def _key_parts(roster_digest: bytes, key: SealedKey) -> tuple[bytes, ...]:
+    return roster_digest, key.sender.encode(), key.receiver.encode(), key.ciphertext, key.tag_box
 
 
 def _box(key: bytes) -> AESGCM:

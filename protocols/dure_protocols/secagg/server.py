@@ -14,7 +14,7 @@ from dure_protocols.secagg.codec import VectorLayout, Words
 from dure_protocols.secagg.escrow import conflicts, delivery_for, recover_attempt_keys, recover_self_seed
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import mask_key, self_mask_key
-from dure_protocols.secagg.terms import Terms, check_receipt, check_release, check_vote, mask_context
+from dure_protocols.secagg.terms import Terms, check_receipt, check_release, check_vote, mask_context, names_digest
 
 
 def establish_for(receiver: str, job_digest: bytes, epoch: int, sent: Iterable[KeyCiphertexts]) -> Establish:
@@ -102,7 +102,7 @@ class Attempt:
         """Check that a firm voted for exactly those that uploaded. Raises RefusedError naming the firm."""
         if vote.firm != firm or firm not in self._added:
             raise RefusedError(RefusalCode.REPLAY, f"{firm} sent a vote that is not its own")
-        check_vote(self._terms, self.context, self.survivors, vote)
+        check_vote(self._terms, self.context, names_digest(self.survivors), vote)
 
     def check_release(self, firm: str, release: Release) -> None:
         """Check that a release is of this firm and attempt. Raises RefusedError naming the firm."""

@@ -149,9 +149,12 @@ def check_receipt(terms: Terms, context: bytes, receipt: MaskedUpdate) -> None:
     terms.check(receipt.firm, receipt.signature, "dure masked update", *receipt_parts(receipt))
 
 
-def check_vote(terms: Terms, context: bytes, survivors: Iterable[str], vote: Vote) -> None:
-    """Check a vote for these survivors. Firms and server; raises RefusedError naming the firm."""
-    if vote.context != context or vote.survivors != names_digest(survivors):
+def check_vote(terms: Terms, context: bytes, survivors: bytes, vote: Vote) -> None:
+    """Check a vote for the survivors with this digest (`names_digest`). Firms and server.
+
+    Raises RefusedError naming the firm.
+    """
+    if vote.context != context or vote.survivors != survivors:
         raise RefusedError(RefusalCode.REPLAY, f"{vote.firm} voted for another survivor set, or in another attempt")
     terms.check(vote.firm, vote.signature, "dure vote", *vote_parts(vote))
 
