@@ -281,8 +281,8 @@ class FirmSession:
         """Check a published sum before it is applied; model_hash: the global state's, as this firm computed it.
 
         Verifies: (1) we hold the tag key of its epoch; (2) its members are of its cohort, and that of the job, and are
-        as many as a sum must hold; (3) they fit what this firm did; (4) the sum carries the tag of that very attempt,
-        cohort and model. The caller MUST check that the vector counts as many members, see `codec.decode_sum`.
+        at least two; (3) they fit what this firm did; (4) the sum carries the tag of that very attempt, cohort and
+        model; (5) it counts as many vectors as it names members: the tag is linear, and so agrees with multiples.
         """
         state, terms = self._state, self._terms
         known = next((epoch for epoch in state.epochs if epoch.epoch == published.epoch), None)
@@ -307,6 +307,12 @@ class FirmSession:
                 RefusalCode.FALSE_SUM,
                 f"the sum of round {published.round} does not carry the tag of what its members sent: the server"
                 " changed it, or one of them runs another program",
+            )
+        counted = int(words[layout.tail][1])
+        if counted != len(members):  # (5)
+            raise RefusedError(
+                RefusalCode.FALSE_SUM,
+                f"the sum of round {published.round} counts {counted} vectors and names {len(members)} members",
             )
 
     def note_sum(self, published: PublishedSum, model_key: bytes) -> None:
