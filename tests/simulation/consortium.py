@@ -4,6 +4,7 @@ are simulated, and both can be told to misbehave. Faults are data.
 
 import hashlib
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,8 @@ class PowersTrainer:
 class Fault:
     """`firm` misbehaves when it is asked for `phase` of `round`: "silent" (never answers), "crash" (loses its memory
     and answers after it read its files again), "lost" (its answer is lost, and then its memory, as when it is killed
-    between storing its state and storing its answer), "refuse", "corrupt" (one byte of its vector is changed)."""
+    between storing its state and storing its answer), "wipe" (its disk is gone before it answers: the job's folder and
+    what it remembers over all jobs), "refuse", "corrupt" (one byte of its vector is changed)."""
 
     firm: str
     phase: str
@@ -84,6 +86,11 @@ class Firm:
         """Forget everything that is not on disk."""
         self.side = None
         self.released = ReleasedFile(self.home / self.name / "released.bin")
+
+    def wipe(self) -> None:
+        """Lose everything but the identity key and the job file, which its people install again."""
+        shutil.rmtree(self.home / self.name, ignore_errors=True)
+        self.crash()
 
     def handle(self, body: bytes, given: Given) -> tuple[bytes, dict[str, NDArray[np.generic]]]:
         request = decode(body)
@@ -168,6 +175,8 @@ class SimulatedLink:
             self.faults.remove(fault)
         if fault is not None and fault.kind == "crash":
             firm.crash()
+        if fault is not None and fault.kind == "wipe":
+            firm.wipe()
         self.log.append((phase, firm.name))
         given = Given({n: self.shared[d] for n, d in ask.arrays.items()}, dict(ask.arrays))
         body, arrays = firm.handle(self.tampering(firm.name, ask.body), given)
