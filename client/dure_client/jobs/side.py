@@ -197,8 +197,8 @@ class JobSide:
         rounding = int.from_bytes(self._randomness(8), "big")
         add_contribution(vector, layout, contribution, clip=self.state.clip, rounding=rounding, tag_key=keys.tag)
         receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
+        self._store_session()  # first: it says that the model was contributed to in this round, not in another
         self._released.save()
-        self._store_session()
         return Reaction(receipt, {ARRAY_MASKED: vector})
 
     def _vote(self, request: VoteRequest, _: Given) -> Reaction:
