@@ -1,4 +1,4 @@
-"""Threshold mode with the real coordinator, store, firms and cryptography: survivors open the sum, whoever drops out."""
+"""Threshold mode with the real coordinator, store, firms and cryptography: survivors open the sum, whoever is gone."""
 
 import itertools
 import random
@@ -49,7 +49,7 @@ def test_control_every_firm_computes_the_model_that_the_server_computes(tmp_path
     consortium.run()
     check_counted_once(consortium, 3)
     check_all_agree(consortium)
-    assert consortium.members_by_round() == {number: ALL for number in range(5)}
+    assert consortium.members_by_round() == dict.fromkeys(range(5), ALL)
     assert consortium.coordinator.state.normalisation.tolist() == [350.0, -175.0, 700.0]
 
 
@@ -140,7 +140,7 @@ def test_every_firm_crashes_before_every_step(tmp_path):
     consortium = Consortium(tmp_path, rounds=2, faults=faults, **SEVEN)
     consortium.run()
     assert not consortium.link.faults
-    assert consortium.members_by_round() == {number: ALL for number in range(4)}
+    assert consortium.members_by_round() == dict.fromkeys(range(4), ALL)
     check_counted_once(consortium, 2)
     check_all_agree(consortium)
 
