@@ -3,6 +3,8 @@ request behind it, which is accepted: no refusal changes anything."""
 
 from dataclasses import replace
 
+import numpy as np
+
 from dure_protocols.messages import (
     AskKeys,
     Cohort,
@@ -44,6 +46,7 @@ def cases():
     yield differencing()
     yield statistics()
     yield sums()
+    yield threshold_sums()
     yield snapshots()
     yield over()
 
@@ -357,6 +360,8 @@ def sums():
     }.items():
         changed = vector[:at] + bytes([vector[at] ^ 1]) + vector[at + 1 :]
         refuse(f"with another bit {name}", "false-sum", changed=changed)
+    words = np.frombuffer(vector, "<u8")
+    refuse("doubled: the tag fits, the number of firms does not", "false-sum", changed=(2 * words).tobytes())
     refuse("of another attempt", "false-sum", published=replace(published, attempt=2))
     other = pattern("other model").hex()
     refuse("that firms on another model made", "false-sum", model_hash=other)
@@ -364,6 +369,23 @@ def sums():
     return scene.case(
         "a published sum", "all three firms have released in round 3, and firm-a checks what is published"
     )
+
+
+def threshold_sums():
+    scene = four_firms("firm-d")
+    round_ = Attempt(scene, 1).join().mask("firm-a", "firm-b", "firm-c").vote().release().open()
+
+    def refuse(name, firm, code, *members):
+        round_.check(name, firm, code, replace(round_.published, members=members))
+
+    refuse("over fewer than the firm released to", "firm-a", "roster", "firm-a", "firm-b")
+    refuse("over all, where the firm released to three", "firm-a", "roster", *FOUR.names)
+    refuse("with the vector of a firm that sent none", "firm-d", "roster", "firm-a", "firm-b", "firm-d")
+    refuse("over fewer than its vectors", "firm-d", "false-sum", "firm-a", "firm-b")
+    refuse("over a stranger", "firm-d", "roster", "firm-a", "firm-b", "firm-e")
+    round_.checked_by("firm-a", "firm-d")
+    shows = "firm-a released to three in round 1; firm-d joined and sent nothing; both check what is published"
+    return scene.case("a published sum in threshold mode", shows)
 
 
 def snapshots():

@@ -122,15 +122,16 @@ def _escrow_cases():
     escrows = {firm: _dealt(firm)[0] for firm in NAMES[:3]}
     agree = {firm: _written(escrow) for firm, escrow in escrows.items()}
     plain = {"firms": NAMES, "threshold": 3}
-    yield case("conflicts: none", "conflicts", plain | {"escrows": agree}, {"conflicts": []})
-    lying = replace(escrows["firm-b"], key_commitments=(pattern("x"), *escrows["firm-b"].key_commitments[1:]))
-    found = {"conflicts": [["firm-a", "firm-b"]]}
-    yield case(
-        "conflicts: firm-b commits to another key with firm-a",
-        "conflicts",
-        plain | {"escrows": agree | {"firm-b": _written(lying)}},
-        found,
-    )
+    yield case("conflicts: none", "conflicts", plain | {"escrows": agree}, {"conflicts": [], "left_out": []})
+    honest, other = escrows["firm-b"].key_commitments, pattern("x")
+    for name, keys, pairs, left_out in (
+        ("one of two lies, and nobody knows which", (other, *honest[1:]), "a", ["firm-a", "firm-b"]),
+        ("who disagrees with two others", (other, other, honest[2]), "ac", ["firm-b"]),
+    ):
+        lying = replace(escrows["firm-b"], key_commitments=keys)
+        found = {"conflicts": [sorted(["firm-b", f"firm-{letter}"]) for letter in pairs], "left_out": left_out}
+        inputs = plain | {"escrows": agree | {"firm-b": _written(lying)}}
+        yield case(f"conflicts: {name}", "conflicts", inputs, found)
 
 
 def _recovery_cases(made, inputs):

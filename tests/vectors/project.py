@@ -30,6 +30,7 @@ from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.keystream import derive as derived
 from dure_protocols.secagg.masks import mask_key, self_mask_key
 from dure_protocols.secagg.masks import tag_key as attempt_tag_key
+from dure_protocols.secagg.server import in_conflict
 from dure_protocols.secagg.terms import mask_context, names_digest
 from dure_protocols.secagg.terms import names as names_bytes
 from dure_protocols.secagg.terms import numbers as numbers_bytes
@@ -202,7 +203,8 @@ def recovery(inputs):
 def conflicts(inputs):
     joins = [_escrowed(firm, data) for firm, data in inputs["escrows"].items()]
     found = escrows.conflicts(_terms(inputs), joins)
-    return {"conflicts": sorted([one, other] for one in found for other in found[one] if one < other)}
+    pairs = sorted([one, other] for one in found for other in found[one] if one < other)
+    return {"conflicts": pairs, "left_out": sorted(in_conflict(_terms(inputs), joins))}
 
 
 def _terms(inputs):

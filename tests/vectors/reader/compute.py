@@ -141,7 +141,8 @@ def recovery(inputs):
 
 def conflicts(inputs):
     made = {firm: messages.decode_fields(messages.ESCROW, unhex(data)) for firm, data in inputs["escrows"].items()}
-    return {"conflicts": sharing.conflicts(inputs["firms"], made)}
+    found = sharing.conflicts(inputs["firms"], made)
+    return {"conflicts": found, "left_out": sharing.left_out(found)}
 
 
 def _keys(values):

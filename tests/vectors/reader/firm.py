@@ -247,6 +247,8 @@ class Firm:
         context = keys.mask_context(self.job, transcript, place, cohort, model_hash)
         if not codec.carries_tag(layout, total, keys.attempt_tag_key(tag_key, context)):
             raise Refused("false-sum")
+        if total[layout.packed + 1] != len(members):  # the tag is linear: multiples of a sum carry it too
+            raise Refused("false-sum")
         if self.name in members:
             self.note(published["round"], model_key, members)
 

@@ -126,6 +126,17 @@ def recover_attempt_keys(firms, threshold, dealer, escrow, given):
     return dict(zip(sorted(set(firms) - {dealer}), keys, strict=True))
 
 
+def left_out(pairs):
+    """Firms to leave out because of conflicts: who disagrees with most goes first, until all agree."""
+    out, pairs = set(), [set(pair) for pair in pairs]
+    while pairs:
+        count = {firm: sum(firm in pair for pair in pairs) for firm in set().union(*pairs)}
+        gone = {firm for firm in count if count[firm] == max(count.values())}
+        out |= gone
+        pairs = [pair for pair in pairs if not pair & gone]
+    return sorted(out)
+
+
 def conflicts(firms, escrows):
     """Pairs of firms that committed to different keys with each other. escrows: by firm."""
     others = {firm: sorted(set(firms) - {firm}) for firm in escrows}
