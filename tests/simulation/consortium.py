@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.released import ReleasedFile
-from dure_client.jobs.side import FirmLimits, Given, JobSide
+from dure_client.jobs.side import FirmLimits, Given, JobSide, Trains
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import RefusedError
 from dure_protocols.global_state import model_digest
@@ -76,7 +76,7 @@ class Fault:
 class Firm:
     """One firm's agent: a JobSide that can be rebuilt from its folder at any moment."""
 
-    def __init__(self, name: str, identity: Identity, home: Path, trainer: PowersTrainer, limits: FirmLimits) -> None:
+    def __init__(self, name: str, identity: Identity, home: Path, trainer: Trains, limits: FirmLimits) -> None:
         self.name, self.identity, self.home, self.trainer, self.limits = name, identity, home, trainer, limits
         self.side: JobSide | None = None
         self.released = ReleasedFile(home / name / "released.bin")
@@ -213,10 +213,14 @@ class Consortium:
         job_id: str = "job-1",
         first_value: float = 0.0,
         threshold: int | None = None,
+        initial: NDArray[np.float32] | None = None,
+        codec: CodecTerms | None = None,
+        make_trainer: Callable[[int, NDArray[np.float32]], Trains] = PowersTrainer,
     ) -> None:
+        """make_trainer: from a firm's rank, from 1 on, and the first model to its trainer."""
         names = [f"firm-{letter}" for letter in "abcdefghijklmnop"[:num_firms]]
         identities = {name: Identity.from_seed(hashlib.sha256(name.encode()).digest()) for name in names}
-        initial = np.full(PARAMETERS, first_value, np.float32)
+        initial = np.full(PARAMETERS, first_value, np.float32) if initial is None else initial
         self.job = JobFile(
             id=job_id,
             title="Simulated job",
@@ -229,13 +233,13 @@ class Consortium:
             model=ModelTerms(
                 name="powers",
                 digest="0" * 64,
-                parameters=PARAMETERS,
+                parameters=initial.size,
                 initial_digest=model_digest(initial).hex(),
                 statistics=statistics,
                 round_metrics=("validation_loss",),
             ),
             contract={},
-            codec=CodecTerms(clip=1.0, count_cap=100),
+            codec=codec or CodecTerms(clip=1.0, count_cap=100),
             rounds=rounds,
             selection_metric="validation_loss",
             seed=1,
@@ -243,7 +247,7 @@ class Consortium:
         )
         self.initial = initial
         self.firms = {
-            name: Firm(name, identities[name], folder, PowersTrainer(rank + 1, initial), limits or FirmLimits())
+            name: Firm(name, identities[name], folder, make_trainer(rank + 1, initial), limits or FirmLimits())
             for rank, name in enumerate(names)
         }
         self.link = SimulatedLink(self.firms, faults)
