@@ -101,7 +101,9 @@ class LyingServer:
     def _join(self, name: str, place: tuple[int, int, int], sums: Mapping[str, Sum]) -> Join | Refusal:
         shown = [sums[name]] if name in sums else []
         arrays = {one.entry.array_name: one.words for one in shown}
-        digests = {one.entry.array_name: one.entry.vector_digest for one in shown}
+        digests = {
+            name: hashlib.sha256(words.tobytes()).digest() for name, words in arrays.items()
+        }  # as a link verifies
         invitation = Invitation(self.job.digest(), *place, tuple(one.entry for one in shown))
         return self.ask(name, invitation, Given(arrays, digests))[0]
 
