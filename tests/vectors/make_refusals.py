@@ -15,8 +15,8 @@ from dure_protocols.messages import (
     Snapshot,
     VoteRequest,
 )
-from dure_protocols.secagg.server import establish_for
-from dure_protocols.secagg.terms import join_parts, names_digest, receipt_parts, vote_parts
+from dure_protocols.secagg.terms import join_parts, names, names_digest, numbers, receipt_parts, vote_parts
+from dure_protocols.wire import digest
 from tests.vectors.make_rounds import (
     LATE,
     LATE_SEED,
@@ -24,6 +24,7 @@ from tests.vectors.make_rounds import (
     RETRY_SEED,
     Attempt,
     advertise,
+    ciphertexts_for,
     contribution,
     encapsulate,
     encapsulations,
@@ -43,11 +44,12 @@ def cases():
     yield releases()
     yield votes()
     yield deliveries()
-    yield differencing()
+    yield from differencing()
     yield statistics()
     yield sums()
     yield threshold_sums()
     yield snapshots()
+    yield two_witnesses()
     yield over()
 
 
@@ -73,6 +75,8 @@ def before_keys():
     scene.refused("a roster", "firm-a", Roster(JOB, 1, ()), "out-of-order")
     scene.refused("a cohort", "firm-a", Cohort(JOB, 1, 1, 1, ()), "out-of-order")
     scene.refused("a release request", "firm-a", ReleaseRequest(JOB, 1, 1, 1, ()), "out-of-order")
+    offered = Invitation(JOB, 1, 1, 1, (), (Snapshot(pattern("snapshot"), ()),))
+    scene.check_witnesses("a snapshot", "firm-a", offered, pattern("model").hex(), "state-lost")
     scene.refused("a request cut short", "firm-a", bytes([3]) + JOB, "malformed")
     scene.ask("keys for epoch 4", "firm-a", AskKeys(JOB, 4))
     scene.refused("the same epoch again", "firm-a", AskKeys(JOB, 4), "replay")
@@ -83,7 +87,7 @@ def before_keys():
 def rosters():
     scene = Scene(THREE, only=["firm-a"], bytes_of=["keys", "three firms"])
     roster = advertise(scene)
-    a, b, c = roster.advertisements
+    c, b, a = roster.advertisements
 
     def refuse(name, code, *entries, epoch=1):
         given = {"encapsulations": encapsulations(THREE, "firm-a")}
@@ -110,8 +114,8 @@ def ciphertexts():
     scene = Scene(THREE, only=["firm-c"], bytes_of=["keys", "three firms"])
     roster = advertise(scene)
     sent = [encapsulate(scene, name, roster) for name in THREE.names]
-    honest = establish_for("firm-c", JOB, 1, sent)
-    a, b = honest.ciphertexts
+    honest = ciphertexts_for("firm-c", THREE, sent)
+    b, a = honest.ciphertexts
     for_b = sent[0].ciphertexts[0]
 
     def refuse(name, code, *keys, epoch=1):
@@ -138,10 +142,7 @@ def ciphertexts():
 
 
 def _roster_digest(roster):
-    from dure_protocols.secagg.terms import names, numbers
-    from dure_protocols.wire import digest
-
-    entries = roster.advertisements
+    entries = sorted(roster.advertisements, key=lambda entry: entry.firm)
     keys = (part for entry in entries for part in (entry.x25519, entry.mlkem))
     return digest("dure roster", numbers(roster.epoch), names(entry.firm for entry in entries), *keys)
 
@@ -160,7 +161,7 @@ def _rejoined(firms, join, **changes):
 def cohorts():
     scene = three_firms()
     round_ = Attempt(scene, 3).join()
-    a, b, c = round_.joins
+    c, b, a = round_.joins
     refused = scene.refused
     for name, place in {"an older round": (1, 1), "the same attempt": (3, 1), "an older attempt": (3, 0)}.items():
         refused(f"an invitation to {name}", "firm-a", Invitation(JOB, 1, *place, ()), "replay", **model_of(3))
@@ -183,6 +184,8 @@ def cohorts():
     refuse("with a delivery in retry mode", "malformed", a, b, c, deliveries=(_delivery(),))
     round_.mask()
     refuse("once more", "attempt-spent", a, b, c)
+    later = Invitation(JOB, 1, 4, 1, ())
+    scene.ask("an invitation on a model that the firm uploaded on, but never released", "firm-a", later, **model_of(3))
     return scene.case("a cohort", "firm-a has joined attempt 1 of round 3")
 
 
@@ -198,7 +201,7 @@ def releases():
     scene.refused("before the firm uploaded", "firm-a", request, "out-of-order")
     round_.mask()
     honest = round_.release_request()
-    a, b, c = honest.uploads
+    c, b, a = honest.uploads
 
     def refuse(name, code, *uploads, place=(1, 3, 1)):
         scene.refused(name, "firm-a", ReleaseRequest(JOB, *place, uploads), code)
@@ -287,7 +290,7 @@ def deliveries():
     scene = four_firms()
     round_ = Attempt(scene, 1).join()
     honest = round_.cohort("firm-a")
-    b, c, d = honest.deliveries
+    d, c, b = honest.deliveries
     given = {"contribution": contribution(FOUR, "firm-a", 1)}
     for name, kept in {"one is missing": (b, c), "one twice": (b, c, d, d), "none": ()}.items():
         scene.refused(name, "firm-a", replace(honest, deliveries=kept), "roster", **given)
@@ -300,13 +303,12 @@ def deliveries():
 
 def _exchanged(cohort):
     """Two dealers' shares, each under the other's name."""
-    b, c, d = cohort.deliveries
+    d, c, b = cohort.deliveries
     return replace(cohort, deliveries=(replace(b, shares=c.shares), replace(c, shares=b.shares), d))
 
 
 def differencing():
-    policy = {"minimum_difference": 2}
-    scene = four_firms(policy=policy)
+    scene = four_firms(policy={"minimum_difference": 2})
     Attempt(scene, 1).join().mask().vote().release()
     second = Attempt(scene, 2).join("firm-a", "firm-b", "firm-c")
     given = {"contribution": contribution(FOUR, "firm-a", 2)}
@@ -314,8 +316,43 @@ def differencing():
     third = Attempt(scene, 3).join().mask()
     third.receipts.pop("firm-d")
     scene.refused("survivors without one firm", "firm-a", third.vote_request(), "cohort-too-small")
-    return scene.case(
+    yield scene.case(
         "cohorts that differ by one firm", "the firms' policy asks for a difference of two; round 1 was over all four"
+    )
+    scene = four_firms(policy={"minimum_difference": 2})
+    first = (
+        Attempt(scene, 1).join().mask().vote("firm-b", "firm-c", "firm-d").release("firm-b", "firm-c", "firm-d").open()
+    )
+    first.checked_by("firm-a")
+    second = Attempt(scene, 2).join("firm-a", "firm-b", "firm-c")
+    scene.refused("a cohort without one firm", "firm-a", second.cohort("firm-a"), "cohort-too-small", **given)
+    yield scene.case(
+        "a sum that the others opened counts as released",
+        "firm-a uploaded in round 1 and did not vote; the sum over all four that it checked is one of its own",
+    )
+    yield from _combinations()
+
+
+def _combinations():
+    scene = Scene(THREE, ["keys", "three firms"], {"minimum_difference": 3}, seed="pairs", only=["firm-a"])
+    Attempt(scene, 1).join("firm-a", "firm-b").mask().release()
+    second = Attempt(scene, 2).join("firm-a", "firm-c")
+    given = {"contribution": contribution(THREE, "firm-a", 2)}
+    scene.refused("with another firm instead", "firm-a", second.cohort("firm-a"), "cohort-too-small", **given)
+    yield scene.case(
+        "cohorts that differ by two firms", "the policy asks for three; round 1 was over firm-a and firm-b"
+    )
+    policy = {"minimum_difference": 2, "threshold": None}
+    scene = Scene(FOUR, ["keys", "four firms"], policy, seed="combinations", only=["firm-a"])
+    for round_, other in enumerate(("firm-b", "firm-c", "firm-d"), start=1):
+        Attempt(scene, round_).join("firm-a", other).mask().release()
+    last = Attempt(scene, 4).join()
+    given = {"contribution": contribution(FOUR, "firm-a", 4)}
+    scene.refused("all four", "firm-a", last.cohort("firm-a"), "cohort-too-small", **given)
+    yield scene.case(
+        "cohorts whose combination is one firm",
+        "firm-a released with each other firm alone, in retry mode: those three sums less one over all four are two of"
+        " its own",
     )
 
 
@@ -384,6 +421,11 @@ def threshold_sums():
     refuse("over fewer than its vectors", "firm-d", "false-sum", "firm-a", "firm-b")
     refuse("over a stranger", "firm-d", "roster", "firm-a", "firm-b", "firm-e")
     round_.checked_by("firm-a", "firm-d")
+    later = Invitation(FOUR.job, 1, 2, 1, ())
+    scene.ask("an invitation on the model that others contributed on", "firm-d", later, **model_of(1))
+    scene.refused(
+        "an invitation on the model that the firm released on", "firm-a", later, "already-released", **model_of(1)
+    )
     shows = "firm-a released to three in round 1; firm-d joined and sent nothing; both check what is published"
     return scene.case("a published sum in threshold mode", shows)
 
@@ -391,7 +433,7 @@ def threshold_sums():
 def snapshots():
     scene = four_firms()
     round_ = Attempt(scene, 1).join("firm-b", "firm-c", "firm-d")
-    b, c, d = round_.joins
+    d, c, b = round_.joins
     model = bytes.fromhex(round_.model["model_hash"])
 
     def offer(*witnesses):
@@ -418,6 +460,18 @@ def snapshots():
     check("enough witnesses", "firm-a", offer(b, c, d), hash_)
     return scene.case(
         "a snapshot's witnesses", "firm-a lost its model; the joins of three others vouch for the one offered"
+    )
+
+
+def two_witnesses():
+    scene = three_firms()
+    round_ = Attempt(scene, 3).join("firm-b", "firm-c")
+    offered = Invitation(JOB, *round_.place, (), (Snapshot(pattern("snapshot"), round_.joins),))
+    scene.check_witnesses("both others", "firm-a", offered, round_.model["model_hash"])
+    one = replace(offered, snapshot=(Snapshot(pattern("snapshot"), round_.joins[:1]),))
+    scene.check_witnesses("one other", "firm-a", one, round_.model["model_hash"], "global-model")
+    return scene.case(
+        "a snapshot's witnesses among three firms", "all other firms must vouch where they are fewer than three"
     )
 
 

@@ -1,5 +1,6 @@
 """Scripts of whole epochs and rounds: keys, retry mode with a drop-out, threshold mode with drop-outs."""
 
+from dataclasses import replace
 from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -62,7 +63,7 @@ def advertise(scene, who=None, epoch=1):
     """Steps of section 3.2; returns the roster."""
     firms = scene.firms
     entries = [scene.ask(f"{name} makes keys", name, AskKeys(firms.job, epoch)) for name in who or firms.names]
-    return Roster(firms.job, epoch, tuple(entries))
+    return Roster(firms.job, epoch, tuple(reversed(entries)))  # no order is asked for, so none must be relied on
 
 
 def encapsulations(firms, sender):
@@ -79,8 +80,13 @@ def handshake(firms):
     roster = advertise(scene)
     sent = [encapsulate(scene, name, roster) for name in firms.names]
     for name in firms.names:
-        scene.ask(f"{name} establishes", name, establish_for(name, firms.job, 1, sent))
+        scene.ask(f"{name} establishes", name, ciphertexts_for(name, firms, sent))
     return scene
+
+
+def ciphertexts_for(name, firms, sent):
+    request = establish_for(name, firms.job, 1, sent)
+    return replace(request, ciphertexts=request.ciphertexts[::-1])
 
 
 def key_cases():
@@ -132,11 +138,11 @@ class Attempt:
     @property
     def joins(self):
         replies = self.joined.values()
-        return tuple(reply.join if isinstance(reply, EscrowedJoin) else reply for reply in replies)
+        return tuple(reply.join if isinstance(reply, EscrowedJoin) else reply for reply in replies)[::-1]
 
     def deliveries(self, name):
         replies = (reply for reply in self.joined.values() if isinstance(reply, EscrowedJoin) and reply.firm != name)
-        return tuple(delivery_for(terms_of(self.firms.terms), name, reply) for reply in replies)
+        return tuple(delivery_for(terms_of(self.firms.terms), name, reply) for reply in replies)[::-1]
 
     def cohort(self, name):
         return Cohort(*self.at, self.joins, self.deliveries(name))
@@ -151,7 +157,7 @@ class Attempt:
         return self
 
     def vote_request(self):
-        return VoteRequest(*self.at, tuple(self.receipts.values()))
+        return VoteRequest(*self.at, tuple(self.receipts.values())[::-1])
 
     def vote(self, *who):
         for name in who or self.receipts:
@@ -160,7 +166,7 @@ class Attempt:
 
     def release_request(self):
         receipts = () if self.votes else tuple(self.receipts.values())
-        return ReleaseRequest(*self.at, receipts, tuple(self.votes.values()))
+        return ReleaseRequest(*self.at, receipts[::-1], tuple(self.votes.values())[::-1])
 
     def release(self, *who):
         for name in who or self.receipts:
@@ -177,8 +183,8 @@ class Attempt:
         self.vector = opened["vector"]
         self.published = PublishedSum(
             *self.place,
-            tuple(opened["members"]),
-            tuple(opened["survivors"]),
+            tuple(opened["members"][::-1]),
+            tuple(opened["survivors"][::-1]),
             sha256(bytes.fromhex(self.vector)).digest(),
         )
         return self
@@ -187,9 +193,9 @@ class Attempt:
     def layout(self):
         return LAYOUTS[self.firms.title]
 
-    def checked_by(self, *who):
+    def checked_by(self, *who, how="accepts the sum"):
         for name in who:
-            self.check(self.step(name, "accepts the sum"), name)
+            self.check(self.step(name, how), name)
         return self
 
     def check(self, step, name, code=None, published=None, vector=None, **model):
@@ -204,6 +210,7 @@ def retry_cases():
     second.checked_by("firm-a", "firm-b", "firm-c")
     third = Attempt(scene, 3).join().mask().release().open()
     third.checked_by(*THREE.names)
+    second.checked_by("firm-a", how="accepts the earlier sum again")
     yield scene.case(
         RETRY,
         "firm-c joins the first attempt and uploads nothing; the others mask again in a second, release and get their"

@@ -44,7 +44,7 @@ class Firms:
         self.names = [f"firm-{letter}" for letter in letters]
         self.identities = {name: Identity.from_seed(pattern(f"identity of {name}")) for name in self.names}
         self.job = pattern(f"job of {title}")
-        keys = {name: identity.public_bytes.hex() for name, identity in self.identities.items()}
+        keys = {name: identity.public_bytes.hex() for name, identity in reversed(self.identities.items())}
         limits = {"minimum_cohort": minimum_cohort, "minimum_difference": 1, "minimum_statistics_difference": 2}
         self.terms = {"job_digest": self.job.hex(), "firms": keys, "threshold": threshold} | limits
         self.seeds = {name: pattern(f"identity of {name}").hex() for name in self.names}

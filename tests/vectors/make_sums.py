@@ -8,8 +8,11 @@ from dure_protocols import messages
 from dure_protocols.global_state import GlobalState, layout_of, model_digest
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribution
-from dure_protocols.secagg.escrow import deal
+from dure_protocols.secagg.escrow import deal, escrow_digest, open_delivery
+from dure_protocols.secagg.rows import tag_of
 from dure_protocols.secagg.shamir import PRIME, split
+from dure_protocols.secagg.tags import TagKey
+from dure_protocols.secagg.tags import split as split_tag
 from dure_protocols.wire import Writer
 from tests.vectors.make_bytes import case
 from tests.vectors.make_scene import FOUR, Recording, pattern, update
@@ -55,6 +58,13 @@ def sharing_cases():
     without_first = {point: share for point, share in given.items() if point != "1"}
     yield case("combine: the three lowest points", "combine", {"threshold": 3, "shares": given}, expected)
     yield case("combine: any other three", "combine", {"threshold": 3, "shares": without_first}, expected)
+    spoiled = {"5": "00" * 33} | dict(reversed(given.items())) | {"5": "00" * 33}
+    yield case(
+        "combine: a wrong share at the highest point plays no part",
+        "combine",
+        {"threshold": 3, "shares": spoiled},
+        expected,
+    )
     refused = {"refusal": "malformed"}
     few = {point: given[point] for point in ("1", "5")}
     yield case("combine: two are too few", "combine", {"threshold": 3, "shares": few}, refused)
@@ -119,6 +129,7 @@ def _escrow_cases():
     for name, delivery in wrong.items():
         yield case(f"delivery: none, {name}", "delivery", opened | {"delivery": _written(delivery)}, {"held": None})
     yield from _recovery_cases(made, inputs)
+    yield from _check_cases()
     escrows = {firm: _dealt(firm)[0] for firm in NAMES[:3]}
     agree = {firm: _written(escrow) for firm, escrow in escrows.items()}
     plain = {"firms": NAMES, "threshold": 3}
@@ -132,6 +143,23 @@ def _escrow_cases():
         found = {"conflicts": [sorted(["firm-b", f"firm-{letter}"]) for letter in pairs], "left_out": left_out}
         inputs = plain | {"escrows": agree | {"firm-b": _written(lying)}}
         yield case(f"conflicts: {name}", "conflicts", inputs, found)
+
+
+def _check_cases():
+    made, _ = _dealt()
+    lists = {
+        "complete": made,
+        "two receivers exchanged": replace(made, shares=(made.shares[1], made.shares[0], made.shares[2])),
+        "one share is missing": replace(made, shares=made.shares[:2]),
+        "one commitment is missing": replace(made, key_commitments=made.key_commitments[:2]),
+    }
+    for name, escrow in lists.items():
+        given = {"firms": NAMES, "threshold": 3, "dealer": "firm-a", "escrow": _written(escrow)}
+        given["signed"] = escrow_digest(escrow).hex()
+        expects = {"accepted": True} if escrow is made else {"refusal": "escrow"}
+        yield case(f"the server's check: {name}", "escrow check", given, expects)
+    given = given | {"escrow": _written(made), "signed": pattern("other").hex()}
+    yield case("the server's check: not the one that the join signs", "escrow check", given, {"refusal": "escrow"})
 
 
 def _recovery_cases(made, inputs):
@@ -156,6 +184,15 @@ def _recovery_cases(made, inputs):
     yield case("recovery: a share that was not dealt", "recovery", plain | seed | {"shares": one_wrong}, refused)
     two = {firm: opened["self"][firm] for firm in ("firm-b", "firm-c")}
     yield case("recovery: two shares", "recovery", plain | seed | {"shares": two}, refused)
+    easy, dealt = _dealt(threshold=2)
+    share = _held(messages.Delivery("firm-a", easy.key_commitments[0], easy.shares[0]), dealt).escrow_share
+    spare = {
+        peer: _held(messages.Delivery("firm-a", *part), dealt).self_share.hex()
+        for peer, part in zip(PEERS, zip(easy.key_commitments, easy.shares, strict=True), strict=True)
+    }
+    spare["firm-b"] = share.hex()
+    enough = plain | seed | {"threshold": 2, "escrow": _written(easy), "shares": spare}
+    yield case("recovery: a share that was not dealt does no harm while enough are right", "recovery", enough, found)
     sealed = replace(made, sealed=bytes([made.sealed[0] ^ 1]) + made.sealed[1:])
     shares = {"shares": opened["escrow"]}
     yield case(
@@ -174,8 +211,6 @@ def _recovery_cases(made, inputs):
 
 
 def _held(delivery, inputs):
-    from dure_protocols.secagg.escrow import open_delivery
-
     receiver = delivery.shares.receiver
     keys = (bytes.fromhex(inputs[which][receiver]) for which in ("attempt_keys", "box_keys"))
     return open_delivery(delivery, receiver, *keys)
@@ -241,6 +276,7 @@ def codec_cases():
         "a weight of zero": {"weight": 0.0},
         "a weight that float32 rounds": {"weight": 1 / 3, "clip": 0.1},
         "another seed of the rounding": {"rounding": 1},
+        "a seed of zero, a count of zero": {"rounding": 0, "count": 0},
         "halves of the last bit go to even": finest,
     }.items():
         yield case(f"contribution: {name}", "contribution", _contribution(layout, **changes))
@@ -279,6 +315,8 @@ def _sum_cases(layout):
     total = _words(layout, *_three(layout))
     plain = {"layout": layout, "clip": 0.125, "count_cap": 1000}
     yield case("sum: of three", "sum", plain | {"vector": total.tobytes().hex()})
+    one = _words(layout, _contribution(layout, count=1000, weight=1.0))
+    yield case("sum: of one, its count at the cap", "sum", plain | {"vector": one.tobytes().hex()})
     refused = {"refusal": "malformed"}
     for name, place, value in (
         ("of no vectors", 5, 0),
@@ -321,12 +359,27 @@ def tag_cases():
         changed = total.copy()
         changed[place] ^= np.uint64(change)
         wrong[name] = changed, TAG_KEY
+    for value, name in ((2**60 - 1, "largest"), (2**60, "too large"), (1 - 2**60, "smallest"), (-(2**60), "too small")):
+        tagged = _retagged(layout, total, value).tobytes().hex()
+        expects = yes if "est" in name else no
+        inputs = {"layout": layout, "key": TAG_KEY, "vector": tagged}
+        yield case(f"a tail value that is {name}, under its right tag", "tag", inputs, expects)
     moved = total.copy()  # the same field sums, exchanged between two parameters
     moved[0], moved[1] = total[1], total[0]
     wrong["two words exchanged"] = moved, TAG_KEY
     for name, (words, key) in wrong.items():
         inputs = {"layout": layout, "key": key, "vector": words.tobytes().hex()}
         yield case(f"refused: {name}", "tag", inputs, no)
+
+
+def _retagged(layout, total, value):
+    """A sum with another metric, and the tag that belongs to it, as only who holds the key can make it."""
+    shape, words = VectorLayout(**layout), total.copy()
+    words[shape.tail][-1:].view(np.int64)[0] = value
+    key = TagKey.of(shape, bytes.fromhex(TAG_KEY))
+    packed = tag_of(words[: shape.packed_words], shape, key)
+    words[-2:] = split_tag(key.tag(packed, words[shape.tail].view(np.int64)))
+    return words
 
 
 INITIAL = update("initial model", 7, 1.0)
@@ -378,8 +431,13 @@ def model_cases():
     ):
         inputs = {"codec": codec, "clip": clip, "fills": fills, "members": 3}
         yield case(f"the next clip {name}", "clip", inputs)
-    values = np.array([0.25, -0.125, 0.0625, 1.0], "<f4").tobytes().hex()
-    yield case("what an update fills of its clip", "fill", {"update": values, "weight": 0.5, "clip": 0.25})
+    yield case("the next clip after a sum of one", "clip", {"codec": codec, "clip": 0.25, "fills": 0.01, "members": 1})
+    values, lost = (
+        np.array(row, "<f4").tobytes().hex() for row in ([0.25, -0.125, 0.0625, 1], [0, 0.0625, 0.03125, 0])
+    )
+    filled = {"update": values, "weight": 0.5, "clip": 0.25, "residual": None}
+    yield case("what an update fills of its clip", "fill", filled)
+    yield case("what an update and a residual fill of the clip", "fill", filled | {"residual": lost})
     yield from _course_cases(job)
 
 
@@ -391,7 +449,8 @@ def _sums(job):
         layout = layout_of(job, round_)
         total = np.zeros(layout.words, np.uint64)
         for firm in range(1, 4):
-            exact = np.array([(5 + firm - 2 * round_) * 0.25, 4.0] * 3)[: layout.exact]
+            loss = {0: 0, 1: 2, 2: 2, 3: 3}[round_] + firm  # the same twice: the first of equals stays the best
+            exact = np.array([loss * 0.25, 4.0, loss * 0.5, 0.0 if round_ == 2 else 4.0, 0.3])[: layout.exact]
             given = update(f"course {round_} {firm}", layout.parameters, 0.2) if layout.parameters else None
             contribution = Contribution(given, firm / 10, firm * 100, exact)
             add_contribution(total, layout, contribution, clip=state.clip, rounding=firm, tag_key=bytes(32))

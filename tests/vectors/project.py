@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -185,6 +186,13 @@ def delivery(inputs):
     return {"held": None if held is None else [held.self_share.hex(), held.escrow_share.hex()]}
 
 
+def escrow_check(inputs):
+    escrowed = _escrowed(inputs["dealer"], inputs["escrow"])
+    signed = replace(escrowed, join=replace(escrowed.join, escrow=unhex(inputs["signed"])))
+    escrows.check_escrow(_terms(inputs), signed)
+    return {"accepted": True}
+
+
 def recovery(inputs):
     terms, threshold = _terms(inputs), inputs["threshold"]
     dealer = _escrowed(inputs["dealer"], inputs["escrow"])
@@ -208,7 +216,7 @@ def conflicts(inputs):
 
 
 def _terms(inputs):
-    values = {"job_digest": "00" * 32, "firms": dict.fromkeys(inputs["firms"], ""), "threshold": inputs["threshold"]}
+    values = {"job_digest": "00" * 32, "firms": dict.fromkeys(inputs["firms"], ""), "threshold": None}
     return side.terms_of(values | {"minimum_cohort": 2, "minimum_difference": 1, "minimum_statistics_difference": 2})
 
 
@@ -282,7 +290,7 @@ def clip(inputs):
 
 
 def fill(inputs):
-    return {"fill": clips.fill(floats(inputs["update"]), inputs["weight"], inputs["clip"])}
+    return {"fill": clips.fill(floats(inputs["update"]), inputs["weight"], inputs["clip"], floats(inputs["residual"]))}
 
 
 def course(inputs):
@@ -309,6 +317,7 @@ def _first(inputs):
 def _standing(state):
     return {
         "round": state.round,
+        "is_over": state.is_over,
         "clip": state.clip,
         "model": state.model.tobytes().hex(),
         "normalisation": None if state.normalisation is None else state.normalisation.tolist(),
@@ -335,6 +344,7 @@ OPERATIONS = {
     "combine": combine,
     "escrow": escrow,
     "delivery": delivery,
+    "escrow check": escrow_check,
     "recovery": recovery,
     "conflicts": conflicts,
     "contribution": contribution,

@@ -130,6 +130,12 @@ def delivery(inputs):
     return {"held": None if held is None else [share.hex() for share in held]}
 
 
+def escrow_check(inputs):
+    made = messages.decode_fields(messages.ESCROW, unhex(inputs["escrow"]))
+    sharing.check_escrow(inputs["firms"], inputs["dealer"], made, unhex(inputs["signed"]))
+    return {"accepted": True}
+
+
 def recovery(inputs):
     made = messages.decode_fields(messages.ESCROW, unhex(inputs["escrow"]))
     given, terms = _keys(inputs["shares"]), (inputs["firms"], inputs["threshold"])
@@ -211,7 +217,7 @@ def clip(inputs):
 
 
 def fill(inputs):
-    return {"fill": model.fill(floats(inputs["update"]), inputs["weight"], inputs["clip"])}
+    return {"fill": model.fill(floats(inputs["update"]), inputs["weight"], inputs["clip"], floats(inputs["residual"]))}
 
 
 def course(inputs):
@@ -236,6 +242,7 @@ def snapshot(inputs):
 def _standing(state):
     return {
         "round": state.round,
+        "is_over": state.round > state.last_round,
         "clip": state.clip,
         "model": state.model.tobytes().hex(),
         "normalisation": None if state.normalisation is None else list(state.normalisation),
@@ -262,6 +269,7 @@ OPERATIONS = {
     "combine": combine,
     "escrow": escrow,
     "delivery": delivery,
+    "escrow check": escrow_check,
     "recovery": recovery,
     "conflicts": conflicts,
     "contribution": contribution,

@@ -128,9 +128,11 @@ def next_clip(codec, clip, fills, members):
     return min(max(clip * ratio, codec["clip"] / 2.0**20), codec["clip"] * 2.0**20)
 
 
-def fill(update, weight, clip):
+def fill(update, weight, clip, residual=None):
     """The mean square of what is quantised, in units of the clip, after clipping."""
-    squares = [min(max(float(value) * weight / clip, -1.0), 1.0) ** 2 for value in update]
+    lost = [0.0] * len(update) if residual is None else residual
+    values = ((float(value) * weight + float(more)) / clip for value, more in zip(update, lost, strict=True))
+    squares = [min(max(value, -1.0), 1.0) ** 2 for value in values]
     return sum(squares) / len(squares) if squares else 0.0
 
 

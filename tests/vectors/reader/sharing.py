@@ -55,6 +55,14 @@ def points_of(firms):
     return {firm: place for place, firm in enumerate(sorted(firms), start=1)}
 
 
+def check_escrow(firms, dealer, escrow, signed):
+    """The server's: the escrow that the join signed, for each other firm once, in order."""
+    others = sorted(set(firms) - {dealer})
+    receivers = [part["receiver"] for part in escrow["shares"]]
+    if escrow_digest(escrow) != signed or receivers != others or len(escrow["key_commitments"]) != len(others):
+        raise Refused("escrow")
+
+
 def deal(firms, threshold, self_seed, attempt_keys, box_keys, draw):
     """A firm's escrow. Draws the escrow key, then the coefficients for the self seed, then those for the escrow key."""
     peers = sorted(attempt_keys)
