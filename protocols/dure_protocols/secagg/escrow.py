@@ -147,6 +147,18 @@ def delivery_for(terms: Terms, receiver: str, dealer: EscrowedJoin) -> Delivery:
     return Delivery(dealer.firm, dealer.escrow.key_commitments[at], dealer.escrow.shares[at])
 
 
+def count_right_shares(dealer: EscrowedJoin, releases: Iterable[Release], *, is_dropped: bool) -> int:
+    """Releases that bring a share as it was dealt: of the escrow key if the dealer dropped out, else of the seed."""
+    dealt = {part.receiver: part for part in dealer.escrow.shares}
+    right = 0
+    for release in releases:
+        share = dict(release.escrow_shares if is_dropped else release.self_shares).get(dealer.firm)
+        if share is not None and release.firm in dealt:
+            part = dealt[release.firm]
+            right += commit_share(share) == (part.escrow_commitment if is_dropped else part.self_commitment)
+    return right
+
+
 def recover_self_seed(terms: Terms, threshold: int, dealer: EscrowedJoin, releases: Iterable[Release]) -> bytes:
     """The self seed of a survivor that did not release. Raises RefusedError naming who sent what is wrong."""
     shares = {release.firm: dict(release.self_shares).get(dealer.firm) for release in releases}

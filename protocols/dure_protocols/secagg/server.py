@@ -11,7 +11,13 @@ import numpy as np
 from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.messages import Delivery, EscrowedJoin, Establish, Join, KeyCiphertexts, MaskedUpdate, Release, Vote
 from dure_protocols.secagg.codec import VectorLayout, Words
-from dure_protocols.secagg.escrow import conflicts, delivery_for, recover_attempt_keys, recover_self_seed
+from dure_protocols.secagg.escrow import (
+    conflicts,
+    count_right_shares,
+    delivery_for,
+    recover_attempt_keys,
+    recover_self_seed,
+)
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import mask_key, self_mask_key
 from dure_protocols.secagg.terms import Terms, check_receipt, check_release, check_vote, mask_context, names_digest
@@ -64,6 +70,7 @@ class Attempt:
         self._escrows = {escrowed.firm: escrowed for escrowed in escrows}
         self._sum: Words | None = None
         self._added: set[str] = set()
+        self._complaints: dict[str, tuple[str, ...]] = {}
 
     def add(self, receipt: MaskedUpdate, vector: Words, layout: VectorLayout) -> None:
         """Add one member's masked vector. The caller MUST have checked that its bytes hash to the receipt's digest.
@@ -82,6 +89,7 @@ class Attempt:
         else:
             np.add(self._sum, vector, out=self._sum)
         self._added.add(receipt.firm)
+        self._complaints[receipt.firm] = receipt.complaints
 
     @property
     def survivors(self) -> tuple[str, ...]:
@@ -92,6 +100,20 @@ class Attempt:
     def missing(self) -> tuple[str, ...]:
         """Members that have not uploaded yet."""
         return tuple(name for name in self.members if name not in self._added)
+
+    @property
+    def unopenable(self) -> dict[str, str]:
+        """Threshold mode: missing members whose masks stay, because too few survivors could use their escrow; and why.
+
+        Where there is one, the sum cannot be opened: the caller MUST NOT ask anybody to vote or release.
+        """
+        needed, survivors = self._terms.threshold or 0, self.survivors
+        useless = {firm: [name for name in survivors if firm in self._complaints[name]] for firm in self.missing}
+        return {
+            firm: f"dropped out, and its escrow is of no use to {', '.join(told)}, as they say"
+            for firm, told in useless.items()
+            if len(survivors) - len(told) < needed
+        }
 
     def deliveries_for(self, member: str) -> tuple[Delivery, ...]:
         """What the other members escrowed with this one; nothing in retry mode."""
@@ -107,6 +129,16 @@ class Attempt:
     def check_release(self, firm: str, release: Release) -> None:
         """Check that a release is of this firm and attempt. Raises RefusedError naming the firm."""
         check_release(self._terms, self.context, firm, release)
+
+    def can_open(self, releases: Mapping[str, Release]) -> bool:
+        """Whether these releases suffice: enough of them, with enough shares that are what was dealt."""
+        threshold, given = self._terms.threshold, releases.values()
+        if threshold is None:
+            return len(releases) == len(self.members)
+        silent = [firm for firm in self.survivors if firm not in releases]
+        shares = [count_right_shares(self._escrows[firm], given, is_dropped=False) for firm in silent]
+        shares += [count_right_shares(self._escrows[firm], given, is_dropped=True) for firm in self.missing]
+        return min([len(releases), *shares]) >= threshold
 
     def unmask(self, releases: Mapping[str, Release]) -> Words:
         """Remove what masks are left. Returns the exact integer sum over the survivors in ring words; call it once.

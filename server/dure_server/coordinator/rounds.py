@@ -114,9 +114,10 @@ class Coordinator:
             is_lost = bool(uploads.dropped)
         else:
             is_lost = not self._is_enough(attempt.survivors) or (settled is not None and attempt.survivors != settled)
-        if is_lost:
-            self._abandon(_told(uploads.dropped))
-            return uploads.dropped
+        unopenable = attempt.unopenable
+        if is_lost or unopenable:
+            self._abandon(_told(uploads.dropped | unopenable))
+            return uploads.dropped | unopenable
         if self._terms.threshold is not None:
             self._record.settle_attempt(number, self._attempt, attempt.survivors)
             with self._timed("vote"):

@@ -102,9 +102,10 @@ class Summing:
         return tuple(votes[firm] for firm in sorted(votes)), silent
 
     def gather_releases(self, attempt: Attempt, uploads: Uploads) -> dict[str, Release]:
-        """Ask the survivors to open their parts, and wait for as many as the sum needs: there is no going on without.
+        """Ask the survivors to open their parts, and wait until the sum can be opened: there is no going on without.
 
         A firm that has released will not contribute to this model again, so where too few can release, the job ends.
+        Who returns a wrong share is made up for by others; where all have answered, `unmask` says who it was.
         """
         survivors, threshold = attempt.survivors, self._terms.threshold
         receipts = () if threshold else tuple(uploads.receipts[firm] for firm in survivors)
@@ -113,8 +114,10 @@ class Summing:
         releases: dict[str, Release] = {}
         problems: dict[str, str] = {}
         patience: float | None = self._job.phase_seconds if threshold else None
-        while len(releases) < needed:
+        while not attempt.can_open(releases):
             waiting = [firm for firm in survivors if firm not in releases and firm not in problems]
+            if not waiting:
+                break
             situation = self._situation("release", "opening the sum", attempt)
             for heard in self._talk.ask(dict.fromkeys(waiting, request), situation, patience_seconds=patience):
                 problem = self._check_release(attempt, heard)

@@ -160,6 +160,40 @@ def test_wrong_shares_for_too_many_firms_are_named_when_the_liar_drops_out(parti
         opened(parties, lying, "abcdef")
 
 
+@pytest.mark.parametrize(("spoilt_for", "opens"), [("b", True), ("bc", False)])
+def test_receipts_tell_before_any_release_whether_a_missing_member_s_masks_can_be_removed(parties, spoilt_for, opens):
+    joins = parties.join()
+    spoil = {name: lambda part: replace(part, box=bytes(len(part.box))) for name in spoilt_for}
+    lying = with_lie(parties, joins, "g", shares=boxes_with(escrow_of(joins, "g"), spoil))
+    told = parties.filled(lying, parties.upload(lying, who="abcdef")).unopenable
+    assert told == ({} if opens else {"g": "dropped out, and its escrow is of no use to b, c, as they say"})
+
+
+def test_a_survivor_whose_escrow_is_of_no_use_can_still_open_its_own_part(parties):
+    joins = parties.join()
+    spoil = {name: lambda part: replace(part, box=bytes(len(part.box))) for name in "bc"}
+    lying = with_lie(parties, joins, "g", shares=boxes_with(escrow_of(joins, "g"), spoil))
+    uploads = parties.upload(lying)
+    server = parties.filled(lying, uploads)
+    assert server.unopenable == {}
+    request = parties.release_request(uploads, votes=parties.votes(uploads))
+    releases = {name: parties.sessions[name].release(request) for name in FIRMS}
+    assert not server.can_open({name: releases[name] for name in "abcdef"})
+    assert server.can_open(releases)
+    assert np.allclose(parties.mean(server.unmask(releases)), parties.mean_of(FIRMS), atol=1e-3)
+
+
+@pytest.mark.parametrize(("releasing", "opens"), [("abcd", False), ("abcde", True), ("acdef", True)])
+def test_as_many_right_shares_as_the_threshold_open_a_sum(parties, releasing, opens):
+    joins = parties.join()
+    uploads = parties.upload(joins, who="abcdef")
+    server = parties.filled(joins, uploads)
+    request = parties.release_request(uploads, votes=parties.votes(uploads))
+    releases = {name: parties.sessions[name].release(request) for name in releasing}
+    assert server.can_open(releases) is opens
+    assert not server.can_open(with_share(parties, "a", "self_shares", bytes(33))(releases))
+
+
 def dealt_apart(parties, joins, liar):
     """The liar deals to b a share of another polynomial, sealed and committed to as it should be."""
     dealer = parties.sessions[liar]
