@@ -259,6 +259,40 @@ def test_an_abandoned_attempt_is_followed_by_a_fresh_one(store: Store, job: str)
         assert tx.rounds.last_attempt(job, 2) == 0
 
 
+def test_an_attempt_s_survivors_are_fixed_once_and_stay_over_a_restart(store: Store, job: str) -> None:
+    """Firms vote for one set: a coordinator that is started again must not ask them to agree on another."""
+    with store.transaction() as tx:
+        tx.rounds.begin(job, 1, 1, ["firm-c", "firm-b", "firm-a"], epoch=3)
+        tx.rounds.settle(job, 1, 1, ["firm-c", "firm-a"])
+    with store.transaction() as tx:
+        tx.rounds.begin(job, 1, 1, ["firm-a", "firm-b", "firm-c"], epoch=3)
+        tx.rounds.settle(job, 1, 1, ["firm-a", "firm-c"])
+    for other in (["firm-a", "firm-b"], ["firm-a", "firm-b", "firm-c"], []):
+        with pytest.raises(StoreConflictError, match="firm-a, firm-c and no others"), store.transaction() as tx:
+            tx.rounds.settle(job, 1, 1, other)
+    with store.transaction() as tx:
+        tx.rounds.finish(job, 1, 1, **DONE, note="firm-a could not use the escrow of firm-b")  # type: ignore[arg-type]
+    with store.reading() as tx:
+        (row,) = tx.rounds.of(job)
+    assert (row.epoch, row.members, row.summed) == (3, ["firm-a", "firm-b", "firm-c"], ["firm-a", "firm-c"])
+    assert row.reason == "firm-a could not use the escrow of firm-b"
+
+
+def test_in_retry_mode_a_sum_holds_every_member(store: Store, job: str) -> None:
+    with store.transaction() as tx:
+        tx.rounds.begin(job, 1, 1, ["firm-b", "firm-a"], epoch=1)
+        tx.rounds.finish(job, 1, 1, **DONE)  # type: ignore[arg-type]
+    with store.reading() as tx:
+        (row,) = tx.rounds.of(job)
+    assert row.survivors is None
+    assert row.summed == row.members == ["firm-a", "firm-b"]
+
+
+def test_an_attempt_that_was_never_begun_has_no_survivors_to_fix(store: Store, job: str) -> None:
+    with pytest.raises(UnknownRowError), store.transaction() as tx:
+        tx.rounds.settle(job, 1, 1, ["firm-a"])
+
+
 def test_progress_is_one_row_a_job(store: Store, job: str) -> None:
     with store.transaction() as tx:
         tx.progress.set(job, "training", "…", round_number=1, attempt=1, members=["b", "a"], waiting_for=["b"])
