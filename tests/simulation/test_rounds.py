@@ -1,9 +1,11 @@
 """The course of a job with the real coordinator, store, firms and cryptography. Powers of two show who was counted."""
 
+import random
+
 import numpy as np
 import pytest
 
-from dure_server.coordinator import conversation
+from dure_server.coordinator import conversation, rounds
 from dure_server.coordinator.conversation import JobFailedError
 from tests.simulation.consortium import Consortium, Fault
 
@@ -234,3 +236,41 @@ def test_statistics_are_summed_over_every_firm_or_not_at_all(tmp_path):
     consortium.run()
     assert consortium.members_by_round()[0] == ("firm-a", "firm-b", "firm-c")
     assert consortium.coordinator.state.normalisation.tolist() == [150.0, -75.0, 300.0]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_faults_and_restarts_count_nothing_twice(tmp_path, monkeypatch, seed):
+    """Eight rounds with a list of faults each, and a coordinator that is killed three times."""
+    monkeypatch.setattr(conversation, "ABSENCE_SECONDS", 0.01)
+    monkeypatch.setattr(rounds, "FIRST_PAUSE_SECONDS", 0.01)
+    chance = random.Random(f"retry {seed}")
+    names = [f"firm-{letter}" for letter in "abcdef"[: chance.randint(3, 6)]]
+    faults = []
+    for number in range(1, 9):
+        for firm in chance.sample(names, chance.randint(0, len(names) - 2)):
+            phase = chance.choice(["join", "update", "release"])
+            kinds = ["crash", "lost"] + ["silent", "refuse"] * (phase != "release") + ["corrupt"] * (phase == "update")
+            faults.append(Fault(firm, phase, number, chance.choice(kinds)))
+    consortium = Consortium(tmp_path, num_firms=len(names), rounds=8, statistics=0, faults=faults)
+    deliver, left = consortium.link._deliver, [0]
+
+    def deliver_and_die(ask_id):
+        deliver(ask_id)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KilledError
+
+    consortium.link._deliver = deliver_and_die
+    for _ in range(3):
+        left[0] = chance.randint(1, 15 * len(names))
+        try:
+            consortium.run()
+        except KilledError:
+            continue
+        break
+    left[0] = 0
+    consortium.run()
+    members = consortium.members_by_round()
+    expected = sum(mean_update([names.index(firm) + 1 for firm in members[number]]) for number in range(1, 9))
+    assert close(consortium.coordinator.state.model, expected, 8)
+    assert {firm.side.state.hash for firm in consortium.firms.values()} == {consortium.coordinator.state.hash}

@@ -1,6 +1,7 @@
 """A firm that lost all its state stands on a model again that enough other firms have signed, or on none."""
 
 import hashlib
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from dure_protocols.messages import ARRAY_SNAPSHOT, AskKeys, EscrowedJoin, Invit
 from dure_server.coordinator import conversation, rounds
 from dure_server.coordinator.conversation import JobFailedError
 from tests.simulation.consortium import Consortium, Fault
+from tests.simulation.test_threshold import check_counted_once
 
 NAMES = ("firm-a", "firm-b", "firm-c", "firm-d", "firm-e")
 MODES = pytest.mark.parametrize("threshold", [None, 4], ids=["retry", "threshold"])
@@ -224,3 +226,17 @@ def test_a_snapshot_of_an_earlier_round_does_not_take_a_firm_back(tmp_path):
     reply = offer.give((), older, attempt=12, round_=1)
     assert reply.next_round == 2
     assert offer.lost.side.state.hash == offer.state.hash
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_firm_wiped_at_a_random_step_of_threshold_mode_comes_back_to_the_model_of_all(tmp_path, seed):
+    chance = random.Random(f"wipe {seed}")
+    phase, number = chance.choice(["join", "update", "vote", "release"]), chance.randint(1, 4)
+    faults = [Fault(chance.choice(NAMES), phase, number, "wipe")]
+    faults += [
+        Fault(chance.choice(NAMES), "update", of, "silent") for of in (1, 2, 5, 6) if of not in (number, number + 1)
+    ]
+    consortium = Consortium(tmp_path, num_firms=5, rounds=6, statistics=0, faults=faults, threshold=4)
+    consortium.run()
+    assert {firm.side.state.hash for firm in consortium.firms.values()} == {consortium.coordinator.state.hash}
+    check_counted_once(consortium, 6)

@@ -6,16 +6,17 @@ are random numbers here, and what an attacker makes of a round is compared with 
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dure_protocols.errors import RefusedError
+from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.messages import ReleaseRequest
 from dure_protocols.secagg.escrow import recover_attempt_keys, recover_self_seed
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import mask_key, self_mask_key
-from tests.protocols.secagg.parties import JOB, Parties
+from tests.protocols.secagg.parties import JOB, MODEL, Parties, refused
 
 FIRMS, THRESHOLD = "abcdefg", 5
 VICTIM, WITHOUT_VICTIM = "a", "bcdefg"
@@ -192,3 +193,21 @@ def test_any_single_honest_choice_of_votes_keeps_both_secrets_of_a_firm_apart():
             has_seed = len(self_shares.get(victim, set()) | colluding) >= THRESHOLD
             has_key = len(key_shares.get(victim, set()) | colluding) >= THRESHOLD
             assert not (has_seed and has_key)
+
+
+def test_the_documented_limit_in_threshold_mode_others_open_a_sum_below_a_firm_s_own_minimum():
+    """What a firm uploaded, enough others can open: its own policy decides whether it uploads and votes, no more.
+    What holds for all firms is what the job file says."""
+    parties = Parties(FIRMS, threshold=THRESHOLD).establish()
+    parties.sessions["g"].use_terms(replace(parties.terms, minimum_cohort=7))
+    joins = parties.join()
+    uploads = parties.upload(joins)
+    survivors = {name: uploads[name] for name in "bcdefg"}
+    with refused(RefusalCode.COHORT_TOO_SMALL):
+        parties.sessions["g"].vote(parties.vote_request(survivors))
+    request = parties.release_request(survivors, votes=parties.votes(survivors, who="bcdef"))
+    server = parties.filled(joins, survivors)
+    total = server.unmask({name: parties.sessions[name].release(request) for name in "bcdef"})
+    assert np.allclose(parties.mean(total), parties.mean_of("bcdefg"), atol=1e-3)
+    session = parties.sessions["g"]  # it believes the sum, for it is true, and notes it for its guard
+    session.check_sum(parties.published(server, total), total, parties.layout, MODEL)
