@@ -9,7 +9,7 @@ from dure_protocols.global_state import last_round, layout_of
 from dure_protocols.messages import Cohort, Finish, Invitation, PublishedSum, Refusal
 from dure_server.coordinator.conversation import JobFailedError
 from dure_server.coordinator.rounds import Coordinator
-from tests.simulation.consortium import Consortium
+from tests.simulation.consortium import Consortium, Fault
 
 FOUR = {"num_firms": 4, "rounds": 1}
 
@@ -121,3 +121,33 @@ def test_a_second_job_from_the_same_first_model_is_refused(tmp_path):
 def test_a_firm_may_consent_to_statistics_that_differ_by_one_firm(tmp_path):
     limits = FirmLimits(minimum_statistics_difference=1)
     assert refusals_of_second_job(tmp_path, num_firms=3, rounds=1, first_value=1.0, limits=limits) == ""
+
+
+class CarelessServer(Coordinator):
+    """Is content with as many firms' statistics as the threshold."""
+
+    @property
+    def _num_needed(self):
+        return self._terms.least_survivors
+
+
+@pytest.mark.parametrize("phase", ["join", "update"])
+def test_in_threshold_mode_statistics_over_some_of_the_firms_get_no_vote(tmp_path, phase):
+    """Whether the server leaves a firm out of the cohort or out of the survivors."""
+    firms = Consortium(
+        tmp_path, num_firms=5, threshold=4, rounds=1, faults=[Fault("firm-b", phase, 0, "silent")], phase_seconds=0.2
+    )
+    server = CarelessServer(firms.job, firms.initial, firms.link, firms.start()._record)
+
+    def give_up(situation, seconds):
+        raise GaveUpError
+
+    server._talk.pause = give_up
+    with pytest.raises(GaveUpError):
+        server.run()
+    with firms.store.reading() as at:
+        reasons = [row.reason for row in at.rounds.of("job-1") if row.reason]
+    others = ("firm-a", "firm-c", "firm-d", "firm-e")
+    assert reasons
+    assert all(f"{firm}: cohort-too-small" in reasons[0] for firm in others), reasons
+    assert firms.members_by_round() == {}

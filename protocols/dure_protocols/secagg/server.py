@@ -112,7 +112,7 @@ class Attempt:
         return {
             firm: f"dropped out, and its escrow is of no use to {', '.join(told)}, as they say"
             for firm, told in useless.items()
-            if len(survivors) - len(told) < needed
+            if told and len(survivors) - len(told) < needed
         }
 
     def deliveries_for(self, member: str) -> tuple[Delivery, ...]:

@@ -74,3 +74,24 @@ def test_what_is_stored_comes_back():
     assert again.to_bytes() == disclosures.to_bytes()
     with pytest.raises(MessageError):
         Disclosures.from_bytes(disclosures.to_bytes()[:-1])
+
+
+def test_a_model_that_was_uploaded_on_counts_before_anybody_knows_over_whom():
+    """In threshold mode the others may open the sum; the members are noted when it is published."""
+    disclosures = Disclosures()
+    disclosures.add_model(MODEL)
+    again = Disclosures.from_bytes(disclosures.to_bytes())
+    with pytest.raises(RefusedError):
+        again.check_model(MODEL)
+    again.check_cohort(Kind.UPDATE, "abc", 2)
+    again.add(Kind.UPDATE, MODEL, "abcd")
+    with pytest.raises(RefusedError):
+        again.check_cohort(Kind.UPDATE, "abc", 2)
+
+
+def test_noting_a_release_again_changes_nothing():
+    disclosures = released("abc")
+    before = disclosures.to_bytes()
+    disclosures.add(Kind.UPDATE, bytes(32), "cba")
+    disclosures.add_model(bytes(32))
+    assert disclosures.to_bytes() == before
