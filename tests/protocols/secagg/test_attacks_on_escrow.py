@@ -235,6 +235,15 @@ def test_who_disagrees_with_several_is_left_out_alone(parties):
     assert in_conflict(parties.terms, lying) == {"g": "escrowed other keys than a, b did"}
 
 
+def test_the_documented_limit_two_firms_that_lie_about_a_third_put_it_out_in_their_place(parties):
+    """Keys are two firms' word against each other. It costs the third firm the attempt, and nobody a secret."""
+    joins = parties.join()
+    for liar in "fg":
+        keys = escrow_of(joins, liar).key_commitments
+        joins = with_lie(parties, joins, liar, key_commitments=(commit_key(liar.encode()), *keys[1:]))
+    assert in_conflict(parties.terms, joins) == {"a": "escrowed other keys than f, g did"}
+
+
 def test_firms_that_agree_have_no_conflict_whoever_joins(parties):
     assert in_conflict(parties.terms, parties.join(who="abdeg")) == {}
 
