@@ -127,6 +127,14 @@ def test_a_sum_of_another_cohort_is_refused():
             parties.sessions["d"].check_sum(entry, opened.total, parties.layout, MODEL)
 
 
+def test_in_retry_mode_a_sum_over_some_of_its_cohort_is_refused_by_a_firm_that_took_no_part():
+    parties = Parties().establish()
+    opened = parties.run(who="abc")
+    entry = replace(opened.published, members=("a", "b"))
+    with refused(RefusalCode.ROSTER):
+        parties.sessions["d"].check_sum(entry, opened.total, parties.layout, MODEL)
+
+
 def test_in_threshold_mode_a_sum_of_another_cohort_is_refused():
     parties = Parties("abcdef", threshold=5).establish()
     opened = parties.run(who="abcde")
