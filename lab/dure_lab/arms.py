@@ -5,7 +5,7 @@ same tuning effort: each arm picks from the same `Grid` of settings by its own v
 checkpoint by the same metric on the same validation examples. Test rows are touched once, at the end.
 
     alone      each firm's rows, normalised by its own statistics
-    federated  the protocol's arithmetic without its encryption: weights, clipping, 12-bit rounding, exact sum
+    federated  the protocol's arithmetic without its encryption: `dure_lab.summing` with a job's default codec
     pooled     all firms' rows in one table; only possible where nothing is secret
 
 The federated arm runs in this process; that its sums equal the encrypted ones is what the protocol's tests show.
@@ -18,17 +18,16 @@ from enum import StrEnum
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from dure_lab.datasets.deal import FirmTables, Task
+from dure_lab.summing import CodecSumming, Parameters, Summing
 from dure_models import registry
 from dure_models.interface import Examples, Metric, MetricSums, Model, Purpose, Statistics
 from dure_models.parameters import initial_parameters, load
 from dure_models.split import validation_split
 from dure_models.training import (
     OwnResult,
-    RoundResult,
     Selection,
     TrainingData,
     TrainingSettings,
@@ -40,11 +39,7 @@ from dure_models.training import (
 from dure_models.validation import conform
 from dure_protocols.errors import MisuseError
 from dure_protocols.global_state import server_step
-from dure_protocols.job import ServerStepTerms
-from dure_protocols.secagg import codec
-
-Parameters = NDArray[np.float32]
-FIELD_BITS = 12
+from dure_protocols.job import CodecTerms, ServerStepTerms
 
 
 class Arm(StrEnum):
@@ -119,7 +114,7 @@ def compare(
 
 def run_arms(task: Task, firms: Sequence[FirmTables], seed: int, grid: Grid = NO_TUNING) -> list[FirmResult]:
     """The three arms on one deal. Deterministic in `seed`."""
-    bench = _Bench(task, firms, seed)
+    bench = Bench(task, firms, seed)
     candidates = grid.settings(task.training)
     pooled = bench.pooled(candidates)
     federated = bench.federated(candidates)
@@ -140,15 +135,16 @@ def run_arms(task: Task, firms: Sequence[FirmTables], seed: int, grid: Grid = NO
 
 def pooled_scores(task: Task, firms: Sequence[FirmTables], seed: int) -> list[dict[str, float]]:
     """Each firm's test metrics of a model trained on everyone's rows: what `dure demo` shows and no consortium can."""
-    bench = _Bench(task, firms, seed)
+    bench = Bench(task, firms, seed)
     pooled = bench.pooled([task.training])
     return [bench.test(at, pooled.parameters) for at in range(len(firms))]
 
 
-class _Bench:
+class Bench:
     """One deal made ready: the firms' split tables, the consortium's statistics, the first model."""
 
     def __init__(self, task: Task, firms: Sequence[FirmTables], seed: int) -> None:
+        """Split each firm's rows into training and validation by the contract; all of it follows from `seed`."""
         contract, fraction = task.contract, task.training.validation_fraction
         self.seed = seed
         self.model = registry.create(task.model, contract, task.model_options)
@@ -176,14 +172,17 @@ class _Bench:
         data = self._data(*self.parts[at], statistics)
         return self.test(at, self._best_own(data, candidates).parameters, statistics)
 
+    def data(self) -> list[TrainingData]:
+        """Each firm's examples, normalised by the consortium's statistics: what it trains on in a federation."""
+        return [self._data(train, validation, self.statistics) for train, validation in self.parts]
+
     def pooled(self, candidates: list[TrainingSettings]) -> OwnResult:
         """All firms' rows in one table. Groups keep apart because each firm's rows are windowed on their own."""
-        data = [self._data(train, validation, self.statistics) for train, validation in self.parts]
-        return self._best_own(join(data), candidates)
+        return self._best_own(join(self.data()), candidates)
 
     def federated(self, candidates: list[TrainingSettings]) -> OwnResult:
         """The firms together."""
-        data = [self._data(train, validation, self.statistics) for train, validation in self.parts]
+        data = self.data()
         results = [
             train_federated(self.model, self.module, data, self.initial, settings, self.seed) for settings in candidates
         ]
@@ -221,10 +220,15 @@ def train_federated(
     initial: Parameters,
     settings: TrainingSettings,
     seed: int,
+    summing: Summing | None = None,
 ) -> OwnResult:
-    """FedAvg or FedProx with the protocol's codec: weights under the cap, clipping, stochastic rounding, exact sums."""
-    layout = codec.VectorLayout(parameters=initial.size, bits=FIELD_BITS, max_members=len(firms))
-    rounding = np.random.default_rng([seed, 1])
+    """FedAvg or FedProx. Updates are added by `summing`, by the protocol's arithmetic with default terms if None.
+
+    The seed orders each firm's batches and draws the rounding.
+    """
+    if summing is None:
+        terms = CodecTerms(clip=settings.update_clip, count_cap=settings.count_cap)
+        summing = CodecSumming(terms, len(firms), initial.size, np.random.default_rng([seed, 1]))
     parameters = initial
     selection = Selection(model)
     for round_number in range(1, settings.num_rounds + 1):
@@ -233,27 +237,11 @@ def train_federated(
             for at, data in enumerate(firms)
         ]
         selection.note(parameters, _added([result.metrics for result in results]))
-        mean = _mean_update(results, layout, settings, rounding)
-        parameters = server_step(ServerStepTerms(), parameters, mean)
+        parameters = server_step(ServerStepTerms(), parameters, summing.mean(results))
     # The protocol's closing round: metrics of the last model, no training.
     load(module, parameters)
     selection.note(parameters, _added([validation_metrics(model, module, data.validation) for data in firms]))
     return OwnResult(selection.best, selection.best_round, tuple(selection.values))
-
-
-def _mean_update(
-    results: Sequence[RoundResult],
-    layout: codec.VectorLayout,
-    settings: TrainingSettings,
-    rounding: np.random.Generator,
-) -> Parameters:
-    """What the firms' updates come to after quantising, exact summing and dividing by the weights, (d,)."""
-    words = np.zeros(layout.words, dtype=np.uint64)
-    for result in results:
-        count = min(result.count, settings.count_cap)
-        codec.add_update(words, layout, result.update, count / settings.count_cap, settings.update_clip, rounding)
-        codec.add_exact(words, layout, count, np.zeros(0))
-    return codec.decode_sum(words, layout, len(results), settings.update_clip, settings.count_cap).mean
 
 
 def _added(parts: Sequence[MetricSums]) -> dict[str, tuple[float, float]]:

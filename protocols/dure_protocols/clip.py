@@ -20,9 +20,7 @@ _RUN = 64
 _SAMPLE = 1 << 20
 
 
-def fill(
-    update: NDArray[np.float32], weight: float, clip: float, residual: NDArray[np.float32] | None = None
-) -> float:
+def fill(update: NDArray[np.float32], weight: float, clip: float, residual: NDArray[np.float32] | None = None) -> float:
     """The mean of (clip(w·u + e, ±c) / c)^2 over the parameters, in [0, 1]. What a firm adds to the sum.
 
     update: (d,) float32, u; weight in [0, 1], w; clip: c > 0; residual: (d,) float32, e, zeros if None. Above a million

@@ -16,7 +16,7 @@ from dure_lab.homes import introduce, make_home
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, layout_of
 from dure_protocols.identity import Identity
 from dure_protocols.job import CodecTerms, JobFile
-from dure_protocols.secagg.codec import add_exact
+from dure_protocols.secagg.codec import Contribution, add_contribution
 from dure_server.coordinator.record import JobRecord
 from dure_server.jobs import JobDraft, keep, make_job
 from dure_server.settings import ServerHome, ServerSettings
@@ -148,5 +148,7 @@ def plaintext_statistics(job: JobFile, home: AgentHome) -> NDArray[np.uint64]:
     own = TrainingSession(TrainingSpec.of(job), home.data_file).statistics()
     layout = layout_of(job, STATISTICS_ROUND)
     vector = np.zeros(layout.words, np.uint64)
-    add_exact(vector, layout, min(own.count, job.codec.count_cap), np.append(own.sums, float(own.count)))
+    count = min(own.count, job.codec.count_cap)
+    contribution = Contribution(None, 1.0, count, np.append(own.sums, float(own.count)))
+    add_contribution(vector, layout, contribution, clip=1.0, rounding=0, tag_key=bytes(32))
     return vector

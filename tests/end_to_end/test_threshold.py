@@ -1,4 +1,4 @@
-"""Threshold mode with real processes: a firm that dies in mid-round costs no fresh attempt, and the job ends for all."""
+"""Threshold mode with real processes: a firm that dies in mid-round costs no fresh attempt; the job ends for all."""
 
 import shutil
 import tempfile

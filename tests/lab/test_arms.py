@@ -13,8 +13,10 @@ from dure_models.interface import Purpose
 from dure_models.parameters import initial_parameters
 from dure_models.training import TrainingData, TrainingSettings, train_round
 from dure_protocols.errors import MisuseError
+from dure_protocols.job import CodecTerms
 from tests.models.samples import press_model, press_rows
 
+DEFAULT_BITS = CodecTerms(clip=1.0, count_cap=1).bits
 QUICK = TrainingSettings(num_rounds=2, learning_rate=2e-3, batch_size=64, count_cap=300)
 
 
@@ -34,7 +36,7 @@ def test_a_federation_of_one_takes_the_firms_own_step_but_for_rounding():
     settings = QUICK.model_copy(update={"num_rounds": 1})
     own = train_round(model, module, data, initial, settings, round_number=1, seed=0).update
     result = arms.train_federated(model, module, [data], initial, settings, 0)
-    step = 2 * settings.update_clip / (2**arms.FIELD_BITS - 2)
+    step = 2 * settings.update_clip / (2**DEFAULT_BITS - 2)
     stepped = result.parameters if result.best_round == 1 else initial + own
     assert np.abs(stepped - (initial + own)).max() <= 1.01 * step
 

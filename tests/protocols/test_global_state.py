@@ -5,10 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dure_protocols.clip import next_clip
 from dure_protocols.errors import MessageError, RefusedError
-from dure_protocols.global_state import GlobalState, first_round, last_round, layout_of, model_digest, server_step
+from dure_protocols.global_state import (
+    GlobalState,
+    first_round,
+    last_round,
+    layout_of,
+    model_digest,
+    moves_clip,
+    server_step,
+)
 from dure_protocols.job import JobFile, ServerStepTerms
-from dure_protocols.secagg.codec import add_exact, add_update
+from dure_protocols.secagg.codec import Contribution, add_contribution
 from tests.protocols.test_job import VALUES
 
 INITIAL = np.linspace(-1, 1, 10, dtype=np.float32)
@@ -19,19 +28,24 @@ def a_job(statistics=0, **changes):
     return JobFile.model_validate(VALUES | {"model": model} | changes)
 
 
-def published(job, round_, value=0.05, *, members=3, loss=1.0):
-    """A sum of `members` equal contributions."""
+def published(job, round_, value=0.05, *, members=3, loss=1.0, fill=0.0, clip=None):
+    """A sum of `members` equal contributions; `fill` is each one's, `clip` the job's first unless given."""
     layout = layout_of(job, round_)
     words = np.zeros(layout.words, np.uint64)
     exact = np.full(layout.exact, loss) if round_ else np.arange(layout.exact, dtype=np.float64)
     if round_:
         exact[1::2] = 1.0
-    for _ in range(members):
-        if layout.parameters:
-            update = np.full(layout.parameters, value, np.float32)
-            add_update(words, layout, update, 1.0, job.codec.clip, np.random.default_rng(0))
-        add_exact(words, layout, job.codec.count_cap, exact)
+    if moves_clip(job, round_):
+        exact[-1] = fill
+    update = np.full(layout.parameters, value, np.float32) if layout.parameters else None
+    contribution = Contribution(update, 1.0, job.codec.count_cap, exact)
+    for member in range(members):
+        add_contribution(words, layout, contribution, clip=clip or job.codec.clip, rounding=member, tag_key=bytes(32))
     return words
+
+
+def a_moving_job(**changes):
+    return a_job(codec={"clip": 0.1, "count_cap": 1000, "clip_rule": "rms"}, **changes)
 
 
 def test_rounds_of_a_job():
@@ -100,6 +114,64 @@ def test_a_sum_of_another_round_s_size_is_refused():
     job = a_job(statistics=2)
     with pytest.raises(MessageError, match="words"):
         GlobalState(job, INITIAL).advance(published(job, 1), 3)
+
+
+def test_only_training_rounds_before_the_last_carry_fills():
+    job, fixed = a_moving_job(statistics=2, rounds=3), a_job(statistics=2, rounds=3)
+    more = [layout_of(job, round_).exact - layout_of(fixed, round_).exact for round_ in range(5)]
+    assert more == [0, 1, 1, 0, 0]
+
+
+def test_the_clip_follows_the_published_fills_and_the_next_sum_is_decoded_by_it():
+    job = a_moving_job()
+    state = GlobalState(job, INITIAL)
+    state.advance(published(job, 1, 0.0, fill=0.25), 3)
+    assert state.clip == next_clip(job.codec, 0.1, 0.75, 3) == 0.4
+    before = state.model
+    outcome = state.advance(published(job, 2, 0.3, clip=0.4), 3)
+    assert np.allclose(state.model - before, 0.3, atol=1e-3)
+    assert outcome.metrics == {"validation_loss": pytest.approx(1.0)}
+
+
+def test_a_fixed_clip_stays():
+    job = a_job()
+    state = GlobalState(job, INITIAL)
+    state.advance(published(job, 1), 3)
+    assert state.clip == job.codec.clip
+
+
+def test_firms_with_the_same_model_and_another_clip_do_not_agree_on_the_hash():
+    one, other = GlobalState(a_moving_job(), INITIAL), GlobalState(a_moving_job(), INITIAL)
+    other.resume(one.round, one.model, one.normalisation, one.best, one.clip * 2)
+    assert one.hash != other.hash
+
+
+def test_another_clip_does_not_make_a_model_new_to_a_firm_that_contributed_on_it():
+    one, other = GlobalState(a_moving_job(), INITIAL), GlobalState(a_moving_job(), INITIAL)
+    other.resume(one.round, one.model, one.normalisation, one.best, one.clip * 2)
+    assert one.key == other.key
+
+
+@given(fills=st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_two_sides_with_the_same_fills_agree_on_every_clip(fills):
+    job = a_moving_job()
+    one, other = GlobalState(job, INITIAL), GlobalState(job, INITIAL.copy())
+    for round_, part in enumerate(fills, 1):
+        words = published(job, round_, 0.0, fill=part, clip=one.clip)
+        for side in (one, other):
+            side.advance(words, 3)
+        assert one.clip.hex() == other.clip.hex()
+        assert one.hash == other.hash
+
+
+def test_a_sum_over_more_or_fewer_firms_than_announced_is_refused_and_changes_nothing():
+    job = a_job()
+    state = GlobalState(job, INITIAL)
+    before = state.hash
+    for members in (2, 4):
+        with pytest.raises(MessageError, match="announced"):
+            state.advance(published(job, 1, members=3), members)
+    assert state.hash == before
 
 
 def test_fedavg_with_rate_one_is_the_mean_of_the_firms_models():

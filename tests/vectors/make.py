@@ -3,7 +3,7 @@
 import json
 import sys
 
-from tests.vectors import make_bytes, make_refusals, make_rounds, make_sums, project
+from tests.vectors import make_bytes, make_refusals, make_rounds, make_sharing, make_sums, project
 from tests.vectors.reader import files
 
 FORMAT = "dure-vectors-1"
@@ -23,7 +23,7 @@ FILES = {
     ),
     "keys": ("3", "An epoch's keys, message by message.", make_rounds.key_cases),
     "masks": ("3.5, 4", "From a pair root to the keys of an attempt, and from keys to masks.", make_sums.mask_cases),
-    "sharing": ("6.5", "Shamir's sharing and escrows: dealt, delivered, opened, refused.", make_sums.sharing_cases),
+    "sharing": ("6.5", "Shamir's sharing and escrows: dealt, delivered, opened, refused.", make_sharing.sharing_cases),
     "codec": ("5", "From an update to ring words and back.", make_sums.codec_cases),
     "tags": ("5", "Tags: the key spread out, sums that carry theirs and sums that do not.", make_sums.tag_cases),
     "retry_round": ("6", "Rounds in retry mode, message by message.", make_rounds.retry_cases),

@@ -38,48 +38,48 @@ def digest_cases():
     yield case("signature: an approval, over job digest and firm", "signature", approval)
 
 
-def _fixed(label, length=32):
+def hexed(label, length=32):
     return pattern(label, length).hex()
 
 
-JOB = _fixed("job")
+JOB = hexed("job")
 PLACE = {"epoch": 1, "round": 2, "attempt": 3}
 AT = {"job_digest": JOB} | PLACE
-SIGNED = {"signature": _fixed("signature", 64)}
-ADVERTISEMENT = {"firm": "firm-a", "epoch": 1, "x25519": _fixed("x25519"), "mlkem": _fixed("mlkem", 1184)} | SIGNED
+SIGNED = {"signature": hexed("signature", 64)}
+ADVERTISEMENT = {"firm": "firm-a", "epoch": 1, "x25519": hexed("x25519"), "mlkem": hexed("mlkem", 1184)} | SIGNED
 SEALED_KEY = {
     "sender": "firm-a",
     "receiver": "firm-b",
-    "ciphertext": _fixed("ciphertext", 1088),
-    "tag_box": _fixed("tag box", 48),
+    "ciphertext": hexed("ciphertext", 1088),
+    "tag_box": hexed("tag box", 48),
 } | SIGNED
 UNBOXED_KEY = SEALED_KEY | {"sender": "firm-b", "receiver": "firm-c", "tag_box": ""}
 PUBLISHED = PLACE | {
     "cohort": ["firm-a", "firm-b", "firm-c"],
     "members": ["firm-a", "firm-b"],
-    "vector_digest": _fixed("vector"),
+    "vector_digest": hexed("vector"),
 }
-JOIN = {"firm": "firm-a"} | PLACE | {"model_hash": _fixed("model"), "escrow": _fixed("escrow")} | SIGNED
+JOIN = {"firm": "firm-a"} | PLACE | {"model_hash": hexed("model"), "escrow": hexed("escrow")} | SIGNED
 SHARES = {
     "receiver": "firm-b",
-    "box": _fixed("box", 82),
-    "self_commitment": _fixed("self"),
-    "escrow_commitment": _fixed("key"),
+    "box": hexed("box", 82),
+    "self_commitment": hexed("self"),
+    "escrow_commitment": hexed("key"),
 }
 ESCROW = {
-    "self_commitment": _fixed("seed"),
-    "key_commitment": _fixed("escrow key"),
-    "sealed": _fixed("sealed", 48),
-    "key_commitments": [_fixed("attempt key")],
+    "self_commitment": hexed("seed"),
+    "key_commitment": hexed("escrow key"),
+    "sealed": hexed("sealed", 48),
+    "key_commitments": [hexed("attempt key")],
     "shares": [SHARES],
 }
 RECEIPT = {
     "firm": "firm-a",
-    "context": _fixed("context"),
-    "vector_digest": _fixed("vector"),
+    "context": hexed("context"),
+    "vector_digest": hexed("vector"),
     "complaints": ["firm-b"],
 } | SIGNED
-VOTE = {"firm": "firm-a", "context": _fixed("context"), "survivors": _fixed("survivors")} | SIGNED
+VOTE = {"firm": "firm-a", "context": hexed("context"), "survivors": hexed("survivors")} | SIGNED
 
 MESSAGES = {
     "Hello": {},
@@ -91,26 +91,26 @@ MESSAGES = {
     "Roster": {"job_digest": JOB, "epoch": 1, "advertisements": [ADVERTISEMENT]},
     "KeyCiphertexts": {"firm": "firm-b", "epoch": 1, "ciphertexts": [UNBOXED_KEY]},
     "Establish": {"job_digest": JOB, "epoch": 1, "ciphertexts": [SEALED_KEY]},
-    "Established": {"firm": "firm-a", "epoch": 1, "transcript": _fixed("transcript")},
-    "Invitation": AT | {"sums": [PUBLISHED], "snapshot": [{"vector_digest": _fixed("state"), "witnesses": [JOIN]}]},
+    "Established": {"firm": "firm-a", "epoch": 1, "transcript": hexed("transcript")},
+    "Invitation": AT | {"sums": [PUBLISHED], "snapshot": [{"vector_digest": hexed("state"), "witnesses": [JOIN]}]},
     "Join": JOIN,
     "EscrowedJoin": {"join": JOIN, "escrow": ESCROW},
     "Cohort": AT
-    | {"joins": [JOIN], "deliveries": [{"dealer": "firm-a", "key_commitment": _fixed("q"), "shares": SHARES}]},
+    | {"joins": [JOIN], "deliveries": [{"dealer": "firm-a", "key_commitment": hexed("q"), "shares": SHARES}]},
     "MaskedUpdate": RECEIPT,
     "VoteRequest": AT | {"uploads": [RECEIPT]},
     "Vote": VOTE,
     "ReleaseRequest": AT | {"uploads": [RECEIPT], "votes": [VOTE]},
     "Release": {
         "firm": "firm-a",
-        "context": _fixed("context"),
-        "seed": _fixed("seed"),
-        "self_shares": [["firm-b", _fixed("share", 33)]],
-        "escrow_shares": [["firm-c", _fixed("other share", 33)]],
+        "context": hexed("context"),
+        "seed": hexed("seed"),
+        "self_shares": [["firm-b", hexed("share", 33)]],
+        "escrow_shares": [["firm-c", hexed("other share", 33)]],
     }
     | SIGNED,
     "Finish": {"job_digest": JOB, "sums": [PUBLISHED]},
-    "Finished": {"firm": "firm-a", "model_hash": _fixed("model")},
+    "Finished": {"firm": "firm-a", "model_hash": hexed("model")},
     "Refusal": {"firm": "firm-a", "code": "roster", "next_round": 4},
 }
 

@@ -13,13 +13,16 @@ al. 2014; Karimireddy et al. 2019): the losses of all rounds then add up to the 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import DureError, MessageError, MisuseError
 from dure_protocols.secagg import rows, tags
+from dure_protocols.secagg.keystream import KEY_BYTES
 from dure_protocols.secagg.layout import TAG_WORDS, WORD_BYTES, VectorLayout, Words
 
 __all__ = [
@@ -30,13 +33,15 @@ __all__ = [
     "VectorLayout",
     "Words",
     "add_contribution",
-    "add_exact",
-    "add_update",
     "carries_tag",
     "decode_sum",
+    "warm_up",
 ]
 
 FRACTION_BITS = 24
+COMPILED_FROM = 1 << 17
+"""Parameters from which on a vector is worth compiled arithmetic: a millisecond of numpy."""
+
 _NO_UPDATE = np.zeros(0, np.float32)
 
 
@@ -81,7 +86,7 @@ def add_contribution(
     tail = _tail_values(layout, contribution)
     key = tags.TagKey.of(layout, tag_key)
     quantiser = rows.Quantiser.of(layout, contribution.weight, clip, rounding)
-    packed = rows.add_quantised(words[: layout.packed_words], layout, update, residual, quantiser, key)
+    packed = _arithmetic(layout).add_quantised(words[: layout.packed_words], layout, update, residual, quantiser, key)
     if packed is None:
         raise OutOfRangeError("the update holds NaN or infinity: training diverged; lower the learning rate")
     words[layout.tail] += tail.view(np.uint64)
@@ -99,28 +104,8 @@ def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
     if not ((tail > -tags.TAIL_LIMIT) & (tail < tags.TAIL_LIMIT)).all():
         return False
     key = tags.TagKey.of(layout, tag_key)
-    packed = rows.tag_of(words[: layout.packed_words], layout, key)
+    packed = _arithmetic(layout).tag_of(words[: layout.packed_words], layout, key)
     return packed is not None and key.tag(packed, tail) == tags.joined(words[-TAG_WORDS:])
-
-
-def add_update(
-    words: Words,
-    layout: VectorLayout,
-    update: NDArray[np.float32],
-    weight: float,
-    clip: float,
-    rounding: np.random.Generator,
-) -> None:
-    """Add an update alone, without a tag. Goes when its callers use `add_contribution`."""
-    seed = int(rounding.integers(2**64, dtype=np.uint64)) if layout.parameters else 0
-    contribution, kept = Contribution(update, weight, 0, np.zeros(layout.exact)), words[-TAG_WORDS:].copy()
-    add_contribution(words, layout, contribution, clip=clip, rounding=seed, tag_key=bytes(32))
-    words[-TAG_WORDS:] = kept
-
-
-def add_exact(words: Words, layout: VectorLayout, count: int, exact: NDArray[np.float64]) -> None:
-    """Add count and exact values alone, without a tag. Goes when its callers use `add_contribution`."""
-    words[layout.tail] += _tail_values(layout, Contribution(None, 1.0, count, exact)).view(np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +138,64 @@ def decode_sum(words: Words, layout: VectorLayout, clip: float, count_cap: int) 
     middle = rows.middle_of(layout)
     factor = np.float32(clip / middle / (count / count_cap))
     mean = np.empty(layout.parameters, np.float32)
-    rows.unpack(words[: layout.packed_words], layout, mean, members * middle, factor)
+    _arithmetic(layout).unpack(words[: layout.packed_words], layout, mean, members * middle, factor)
     exact = words[layout.tail][2:].view(np.int64).astype(np.float64) / 2.0**FRACTION_BITS
     return DecodedSum(mean, count, members, exact)
+
+
+class _Arithmetic(Protocol):
+    """What `rows` and `kernels` both are."""
+
+    def add_quantised(
+        self,
+        packed: Words,
+        layout: VectorLayout,
+        update: NDArray[np.float32],
+        residual: NDArray[np.float32] | None,
+        quantiser: rows.Quantiser,
+        key: tags.TagKey,
+    ) -> int | None: ...
+
+    def tag_of(self, packed: Words, layout: VectorLayout, key: tags.TagKey) -> int | None: ...
+
+    def unpack(
+        self, packed: Words, layout: VectorLayout, mean: NDArray[np.float32], centre: int, factor: np.float32
+    ) -> None: ...
+
+
+def warm_up(layout: VectorLayout) -> None:
+    """Compile what a vector of this layout needs, or load it from the cache on disk: up to three seconds, else 0.3 s.
+
+    Called by an agent when a job begins, aside, so that no round waits for it. Does nothing where numba is missing or
+    the vector is small.
+    """
+    arithmetic = _arithmetic(layout)
+    if arithmetic is rows:
+        return
+    small = replace(layout, parameters=layout.row_parameters + 1, exact=0)
+    update, words = np.zeros(small.parameters, np.float32), np.zeros(small.words, np.uint64)
+    key = bytes(KEY_BYTES)
+    for residual in (None, np.zeros_like(update)):
+        tag_key, quantiser = tags.TagKey.of(small, key), rows.Quantiser.of(small, 1.0, 1.0, 0)
+        arithmetic.add_quantised(words[: small.packed_words], small, update, residual, quantiser, tag_key)
+    arithmetic.tag_of(words[: small.packed_words], small, tag_key)
+    arithmetic.unpack(words[: small.packed_words], small, update, 0, np.float32(1.0))
+
+
+def _arithmetic(layout: VectorLayout) -> _Arithmetic:
+    """Compiled arithmetic for vectors for which compiling pays, numpy for others. Both give the same bits."""
+    if layout.parameters < COMPILED_FROM:
+        return rows
+    return _kernels() or rows
+
+
+@cache
+def _kernels() -> _Arithmetic | None:
+    try:
+        from dure_protocols.secagg import kernels  # noqa: PLC0415  # numba takes half a second to import
+    except ImportError:
+        return None
+    return kernels
 
 
 def _checked_update(

@@ -8,19 +8,21 @@ A round costs a firm little more than copying its update once. What makes it so:
 - the number of fields, their bits and the bits of noise are constants of the machine code, one version for each.
 
 Floats are added and multiplied in the order written, without fused operations: every machine computes the same bits.
-Machine code is kept in numba's cache on disk where a directory can be written; `codec.warm_up` compiles ahead of a round.
+Machine code is kept in numba's cache on disk where a directory can be written; `codec.warm_up` compiles ahead of a
+round.
 Only this module imports numba; `codec` imports it late and does without where it is missing.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-from numba import float32, int32, types, uint32, uint64
+from numba import float32, int32, int64, types, uint32, uint64
 from numba.extending import intrinsic
 
+from dure_protocols.secagg import rows
 from dure_protocols.secagg.layout import ROW_WORDS, VectorLayout, Words
 from dure_protocols.secagg.rows import Floats, Quantiser
 from dure_protocols.secagg.tags import PRIME, TagKey
@@ -30,15 +32,14 @@ _INFINITY = 0x7F800000  # as bits; NaN lies above
 _NO_RESIDUAL = np.zeros(0, np.float32)
 
 
-def _compile(signature: object) -> Callable[[_Function], _Function]:
+def _compile(signature: Any) -> Callable[[_Function], _Function]:
     """Compile when called the first time in a process, or load from the cache on disk."""
 
     def compiled(function: _Function) -> _Function:
-        options = {"nogil": True, "error_model": "numpy"}
         try:
-            return cast(_Function, numba.njit(signature, cache=True, **options)(function))
+            return cast(_Function, numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function))
         except RuntimeError:  # no directory for the cache can be written
-            return cast(_Function, numba.njit(signature, **options)(function))
+            return cast(_Function, numba.njit(signature, nogil=True, error_model="numpy")(function))
 
     return compiled
 
@@ -50,7 +51,7 @@ def _inline(function: _Function) -> _Function:
 def _narrow(operation: str) -> Callable[[int, int], int]:
     """An operation on two 32-bit integers that stays 32 bits wide."""
 
-    def build(_context: object, left: object, right: object) -> object:
+    def build(_context: object, _one: object, _other: object) -> object:
         def generate(_target: object, builder: object, _signature: object, arguments: tuple[object, object]) -> object:
             return getattr(builder, operation)(*arguments)
 
@@ -63,11 +64,11 @@ _add, _sub, _mul, _or, _and, _xor = (_narrow(name) for name in ("add", "sub", "m
 _left, _right = _narrow("shl"), _narrow("lshr")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _bits(_context: object, _value: object) -> object:
     """The bits of a float32 as an integer."""
 
-    def generate(context: object, builder: object, _signature: object, arguments: tuple[object]) -> object:
+    def generate(context: Any, builder: Any, _signature: object, arguments: tuple[object]) -> object:
         return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
 
     return types.uint32(types.float32), generate
@@ -98,8 +99,10 @@ def _clipped(steps, limit):
 
 
 @_inline
-def _quantise_field(update, residual, feedback, unit, fresh, shift, number, weight, scale, limit, step, bits, low, high):
-    """Quantise the parameters of one field of a row's words and add them to `unit`. Returns the largest |value|'s bits."""
+def _quantise_field(
+    update, residual, feedback, unit, fresh, shift, number, weight, scale, limit, step, bits, low, high
+):
+    """Quantise the parameters of one field of a row's words into `unit`. Returns the bits of the largest |value|."""
     largest = uint32(0)
     noise_bits = _sub(uint32(32), bits)
     middle = _sub(_left(uint32(1), _sub(bits, uint32(1))), uint32(1))
@@ -138,12 +141,15 @@ def _tagged(tag, row_keys, s0, s1, s2):
 
 
 @lru_cache
-def _quantising(fields: int, feedback: bool, row_words: int):
+def _quantising(fields: int, feedback: bool):
+    """The kernel of `add_quantised`: whole rows of `width` words, `first` the number of their first parameter."""
     field_bits = 64 // fields
     unit_fields = 32 // field_bits
     units = -(-fields // unit_fields)
 
-    def kernel(update, residual, packed, first, width, weight, scale, limit, step, bits, low, high, keys, row_keys, unit):
+    def kernel(
+        update, residual, packed, first, width, weight, scale, limit, step, bits, low, high, keys, row_keys, unit
+    ):
         tag, largest = uint64(0), uint32(0)
         for row in range(packed.size // width):
             words = packed[row * width : (row + 1) * width]
@@ -151,8 +157,11 @@ def _quantising(fields: int, feedback: bool, row_words: int):
             for g in range(units):
                 for k in range(min(unit_fields, fields - g * unit_fields)):
                     start = (row * fields + g * unit_fields + k) * width
-
-                    top = _quantise_field(update[start:start+width], residual[start:start+width], feedback, unit, k == 0, uint32(k * field_bits), uint32(first + start), weight, scale, limit, step, bits, low, high)
+                    values, kept = update[start : start + width], residual[start : start + width]
+                    shift, number = uint32(k * field_bits), uint32(first + start)
+                    top = _quantise_field(
+                        values, kept, feedback, unit, k == 0, shift, number, weight, scale, limit, step, bits, low, high
+                    )
                     largest = top if top > largest else largest
                 shift = uint64(g * unit_fields * field_bits)
                 for w in range(width):
@@ -164,11 +173,62 @@ def _quantising(fields: int, feedback: bool, row_words: int):
             tag = _tagged(tag, row_keys[row], s0, s1, s2)
         return tag, largest
 
+    numbers = (float32, float32, float32, float32, uint32, uint32, uint32)
     signature = types.Tuple((uint64, uint32))(
-        _FLOATS_READ, _FLOATS, _WORDS, types.int64, types.int64, float32, float32, float32, float32, uint32, uint32, uint32,
-        _KEYS, _ROW_KEYS, _INTEGERS,
+        _FLOATS_READ, _FLOATS, _WORDS, int64, int64, *numbers, _KEYS, _ROW_KEYS, _INTEGERS
     )
     return _compile(signature)(kernel)
+
+
+@lru_cache
+def _tagging(fields: int):
+    """The kernel of `tag_of`: the tag of whole rows, and all bits that no field owns."""
+    field_bits = 64 // fields
+    unit_fields = 32 // field_bits
+    units = -(-fields // unit_fields)
+    unit_bits = unit_fields * field_bits
+    owned = fields * field_bits
+
+    def kernel(packed, width, keys, row_keys):
+        tag, stray = uint64(0), uint64(0)
+        for row in range(packed.size // width):
+            words = packed[row * width : (row + 1) * width]
+            s0, s1, s2 = uint64(0), uint64(0), uint64(0)
+            for g in range(units):
+                here = min(unit_bits, owned - g * unit_bits)
+                mask = (uint64(1) << uint64(here)) - uint64(1)
+                for w in range(width):
+                    number = (words[w] >> uint64(g * unit_bits)) & mask
+                    s0 += number * uint64(keys[g, w])
+                    s1 += number * uint64(keys[g + 1, w])
+                    s2 += number * uint64(keys[g + 2, w])
+            if owned < 64:
+                for w in range(width):
+                    stray |= words[w] >> uint64(owned)
+            tag = _tagged(tag, row_keys[row], s0, s1, s2)
+        return tag, stray
+
+    signature = types.Tuple((uint64, uint64))(_WORDS_READ, int64, _KEYS, _ROW_KEYS)
+    return _compile(signature)(kernel)
+
+
+@lru_cache
+def _unpacking(fields: int):
+    """The kernel of `unpack`, over whole rows."""
+    field_bits = 64 // fields
+    mask = (1 << field_bits) - 1
+
+    def kernel(packed, mean, centre, factor):
+        for row in range(packed.size // ROW_WORDS):
+            words = packed[row * ROW_WORDS : (row + 1) * ROW_WORDS]
+            for k in range(fields):
+                start = (row * fields + k) * ROW_WORDS
+                part = mean[start : start + ROW_WORDS]
+                for w in range(ROW_WORDS):
+                    field = uint32((words[w] >> uint64(k * field_bits)) & uint64(mask))
+                    part[w] = float32(int32(_sub(field, centre))) * factor
+
+    return _compile(types.void(_WORDS_READ, _FLOATS, uint32, float32))(kernel)
 
 
 def add_quantised(
@@ -180,24 +240,49 @@ def add_quantised(
     key: TagKey,
 ) -> int | None:
     """As `rows.add_quantised`."""
-    feedback = residual is not None
-    kernel = _quantising(layout.fields, feedback, ROW_WORDS)
+    kernel, q = _quantising(layout.fields, residual is not None), quantiser
+    seed = np.uint32(q.seed & 0xFFFFFFFF), np.uint32(q.seed >> 32)
+    numbers = (q.weight, q.scale, q.limit, q.step, np.uint32(layout.bits), *seed)
     scratch = np.empty(ROW_WORDS, np.uint32)
-    tag = 0
-    whole = layout.packed_words // ROW_WORDS
-    split = whole * layout.row_parameters
-    rest = layout.packed_words - whole * ROW_WORDS
-    q = quantiser
-    numbers = (q.weight, q.scale, q.limit, q.step, np.uint32(layout.bits), np.uint32(q.seed & 0xFFFFFFFF), np.uint32(q.seed >> 32))
-    tag, largest = kernel(update[:split], _NO_RESIDUAL if residual is None else residual[:split], packed[: whole * ROW_WORDS], 0, ROW_WORDS, *numbers, key.units, key.rows, scratch)
+    words, split, rest = _whole_rows(layout)
+    kept = _NO_RESIDUAL if residual is None else residual[:split]
+    tag, largest = kernel(update[:split], kept, packed[:words], 0, ROW_WORDS, *numbers, key.units, key.rows, scratch)
+    if not rest:
+        return None if largest >= _INFINITY else int(tag)
+    last, lost = (np.zeros(rest * layout.fields, np.float32) for _ in range(2))
+    last[: update.size - split] = update[split:]
+    if residual is not None:
+        lost[: update.size - split] = residual[split:]
+    last_keys = key.rows[layout.rows - 1 :]
+    last_tag, last_largest = kernel(last, lost, packed[words:], split, rest, *numbers, key.units, last_keys, scratch)
+    if residual is not None:
+        residual[split:] = lost[: update.size - split]
+    return None if max(largest, last_largest) >= _INFINITY else int(tag) + int(last_tag)
+
+
+def tag_of(packed: Words, layout: VectorLayout, key: TagKey) -> int | None:
+    """As `rows.tag_of`."""
+    kernel = _tagging(layout.fields)
+    words, _, rest = _whole_rows(layout)
+    tag, stray = kernel(packed[:words], ROW_WORDS, key.units, key.rows)
     if rest:
-        x = np.zeros(rest * layout.fields, np.float32)
-        x[: update.size - split] = update[split:]
-        e = np.zeros_like(x)
-        if residual is not None:
-            e[: update.size - split] = residual[split:]
-        t, l = kernel(x, e, packed[whole * ROW_WORDS :], split, rest, *numbers, key.units, key.rows[whole:], scratch)
-        tag, largest = tag + t, max(largest, l)
-        if residual is not None:
-            residual[split:] = e[: update.size - split]
-    return None if largest >= _INFINITY else tag
+        last_tag, last_stray = kernel(packed[words:], rest, key.units, key.rows[layout.rows - 1 :])
+        tag, stray = int(tag) + int(last_tag), int(stray) | int(last_stray)
+    return None if stray else int(tag)
+
+
+def unpack(packed: Words, layout: VectorLayout, mean: Floats, centre: int, factor: np.float32) -> None:
+    """As `rows.unpack`."""
+    words, split, rest = _whole_rows(layout)
+    _unpacking(layout.fields)(packed[:words], mean[:split], np.uint32(centre), factor)
+    if rest:
+        rows.unpack_rest(packed, layout, mean, centre, factor)
+
+
+def _whole_rows(layout: VectorLayout) -> tuple[int, int, int]:
+    """Words and parameters in whole rows, and the words of the row behind them.
+
+    The last row may end inside its last word; if it does, it is not counted among the whole ones.
+    """
+    whole = layout.parameters // layout.row_parameters
+    return whole * ROW_WORDS, whole * layout.row_parameters, layout.packed_words - whole * ROW_WORDS

@@ -22,7 +22,7 @@ number, n_b = hash(seed, b) >> bits, in 32-bit arithmetic (the mixer is Wellons'
                     h ^= h >> 15;  h *= 0x846ca68b;  h ^= h >> 16
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,9 +125,22 @@ def tag_of(packed: Words, layout: VectorLayout, key: TagKey) -> int | None:
 
 def unpack(packed: Words, layout: VectorLayout, mean: Floats, centre: int, factor: np.float32) -> None:
     """Fill mean, (d,), with float32(field - centre) * factor; the difference is a 32-bit integer with sign."""
+    _unpack(packed, layout, mean, centre, factor, _blocks(layout))
+
+
+def unpack_rest(packed: Words, layout: VectorLayout, mean: Floats, centre: int, factor: np.float32) -> None:
+    """As `unpack`, for the last row alone."""
+    *_, last = _blocks(layout)
+    only = last if last.count == 1 else _Rows(last.first + last.count - 1, 1, last.width, last.fields)
+    _unpack(packed, layout, mean, centre, factor, [only])
+
+
+def _unpack(
+    packed: Words, layout: VectorLayout, mean: Floats, centre: int, factor: np.float32, blocks: Iterable["_Rows"]
+) -> None:
     mask = np.uint64(2**layout.field_bits - 1)
     shifts = np.arange(layout.fields, dtype=np.uint64)[:, None] * np.uint64(layout.field_bits)
-    for rows in _blocks(layout):
+    for rows in blocks:
         words = packed[rows.words].reshape(rows.count, 1, rows.width)
         fields = ((words >> shifts) & mask).astype(np.uint32)
         part = mean[rows.parameters]

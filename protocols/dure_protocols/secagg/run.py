@@ -116,7 +116,7 @@ class _Stage:
             present, number = list(attempt.survivors), number + 1  # retry mode: a fresh attempt, with fresh masks
         votes = self._vote(number, receipts) if terms.threshold is not None else ()
         request = ReleaseRequest(self.job, _EPOCH, _ROUND, number, () if votes else tuple(receipts.values()), votes)
-        remaining = [firm for firm in self._here(attempt.survivors, "vote", "release")]
+        remaining = self._here(attempt.survivors, "vote", "release")
         total = attempt.unmask({firm: self._firms[firm].release(request) for firm in remaining})
         return self._published(attempt, total, remaining)
 

@@ -68,7 +68,7 @@ class TagKey:
         return cls(narrow.reshape(planes, ROW_WORDS), tail & _P, (rows & _P).reshape(-1, HASHES))
 
     def tag(self, packed: int, tail: NDArray[np.int64]) -> int:
-        """The tag of a vector. packed: the packed words' part of it; tail: (2 + e,), the words between packed and tag words."""
+        """The tag of a vector. packed: the packed words' part of it; tail: (2 + e,), the words behind them."""
         return (packed + sum(int(r) * int(v) for r, v in zip(self.tail, tail, strict=True))) % PRIME
 
 
