@@ -61,10 +61,15 @@ class LocalProcess:
 
 @dataclass
 class LocalConsortium:
-    """Server and agents under one folder. Everything started is stopped by `close`, by process id."""
+    """Server and agents under one folder. Everything started is stopped by `close`, by process id.
+
+    host: the server's address; server_prefix: a command that the server's is an argument of, for benchmarks.
+    """
 
     folder: Path
     name: str = "Dure demo"
+    host: str = "127.0.0.1"
+    server_prefix: tuple[str, ...] = ()
     settings: ServerSettings = field(init=False)
     processes: dict[str, LocalProcess] = field(init=False, default_factory=dict)
     agents: dict[str, AgentHome] = field(init=False, default_factory=dict)
@@ -75,8 +80,8 @@ class LocalConsortium:
         link, enrolment, console = _free_ports(3)
         self.settings = ServerSettings(
             consortium=self.name,
-            public_host="127.0.0.1",
-            bind_host="127.0.0.1",
+            public_host=self.host,
+            bind_host=self.host,
             link_port=link,
             enrolment_port=enrolment,
             console_port=console,
@@ -90,14 +95,18 @@ class LocalConsortium:
             self._store = Store.open(self.home.store_url(self.settings))
         return self._store
 
-    def start_server(self) -> None:
-        """Make the consortium and start link, console and supervisor. Returns when all of them answer."""
+    def start_server(self, *, module: str = "") -> None:
+        """Make the consortium and start link, console and supervisor. Returns when all of them answer.
+
+        `module`: another than the product's server, for a benchmark.
+        """
         if not self.home.settings_file.exists():
             make_home(self.home, self.settings, ACTOR, datetime.now(UTC))
-        command = ["-m", "dure_server.cli", "run", "--home", str(self.home.path), "--json"]
+        program = ["-m", module] if module else ["-m", "dure_server.cli", "run", "--json"]
+        command = [*program, "--home", str(self.home.path)]
         log = self.folder / "server.log"
         said_before = log.stat().st_size if log.exists() else 0  # by a server that was started here before
-        process = self._start("server", command, log)
+        process = self._start("server", command, log, self.server_prefix)
         self._wait(
             lambda: b'"ready"' in process.log.read_bytes()[said_before:], "the server did not come up", [process]
         )
@@ -191,11 +200,11 @@ class LocalConsortium:
     ) -> None:
         self.close()
 
-    def _start(self, name: str, arguments: Iterable[str], log: Path) -> LocalProcess:
+    def _start(self, name: str, arguments: Iterable[str], log: Path, prefix: Iterable[str] = ()) -> LocalProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             popen = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*prefix, sys.executable, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

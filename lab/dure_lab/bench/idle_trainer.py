@@ -3,6 +3,7 @@
 Process, socket and the files of arrays are the product's: the global model is read and an update of its size written.
 """
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from dure_client.trainer.__main__ import main
 from dure_client.trainer.messages import TrainingSpec
 from dure_client.trainer.session import Report, TrainingSession
+from dure_lab.no_training.model import NoTrainingOptions
 from dure_models.interface import Metric, Statistics
 from dure_models.training import OwnResult, RoundResult
 
@@ -19,9 +21,10 @@ _LOSS = {"validation_loss": (0.0, 1.0)}
 
 
 class IdleSession(TrainingSession):
-    """Answers at once: zeros for the first model, one fixed small update for every round."""
+    """Zeros for the first model; one fixed small update for every round, after the time that the job says."""
 
     def __init__(self, spec: TrainingSpec, data: Path) -> None:  # noqa: ARG002  # reads no data
+        self._seconds = NoTrainingOptions.model_validate(spec.options).training_seconds
         self._zeros = np.zeros(spec.num_parameters, np.float32)
         self._update = np.tile(np.linspace(-0.01, 0.01, 1024, dtype=np.float32), -(-spec.num_parameters // 1024))
         self._update = self._update[: spec.num_parameters]
@@ -47,8 +50,9 @@ class IdleSession(TrainingSession):
     def train(
         self, parameters: NDArray[np.float32], statistics: Statistics, *, round_number: int, seed: int
     ) -> RoundResult:
-        """The same update in every round."""
+        """The same update in every round, when the training time has passed."""
         del parameters, statistics, round_number, seed
+        time.sleep(self._seconds)
         return RoundResult(self._update, ROWS, _LOSS)
 
     def assess(self, parameters: NDArray[np.float32], statistics: Statistics) -> dict[str, tuple[float, float]]:

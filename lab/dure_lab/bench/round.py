@@ -4,10 +4,10 @@ Everything is the product but the training itself: server, link, coordinator, ag
 ledger with fsync, masks, model hashes. All processes share this machine's cores.
 """
 
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dure_client.home import write_file
 from dure_client.ledger import read_records, totals
+from dure_lab.bench.spread import Spread
 from dure_lab.consortium import LocalConsortium, LocalConsortiumError, write_draft
 from dure_models.contract import Column, ColumnType, DataContract, Role
 from dure_protocols.job import JobFile
@@ -25,25 +26,16 @@ JOB_ID = "bench"
 MODEL = "no-training"
 WARM_UP_ROUNDS = 2
 _MIB = 1 << 20
-
-
-class Spread(BaseModel):
-    """A figure over the measured rounds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    median: float
-    minimum: float
-    maximum: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """The spread of at least one value."""
-        return cls(
-            median=round(statistics.median(values), 4),
-            minimum=round(min(values), 4),
-            maximum=round(max(values), 4),
-        )
+_KINDS = {
+    "link": "link",
+    "console": "console",
+    "coordinator": "coordinator",
+    "agent": "agent",
+    "idle_trainer": "trainer",
+    "cli": "supervisor",
+    "server": "supervisor",
+}
+"""Last part of a process's module to what it is."""
 
 
 class RoundBenchmark(BaseModel):
@@ -67,23 +59,62 @@ class RoundBenchmark(BaseModel):
     peak_rss_mib: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class RoundsRun:
+    """A job that ran. rounds: its training rounds, all of them; peaks: each kind of process's peak memory, MiB."""
+
+    job: JobFile
+    rounds: tuple[Round, ...]
+    peaks: Mapping[str, int]
+    bytes_up: int
+    """Of the firm that sent most in the last round, headers of its messages included."""
+
+    def seconds(self, at: int) -> float:
+        """Wall time from the round before to the one at this index, from 1."""
+        before, after = self.rounds[at - 1].finished_at, self.rounds[at].finished_at
+        if before is None or after is None:
+            raise LocalConsortiumError("a finished round has no time; the store is damaged")
+        return (after - before).total_seconds()
+
+
 def bench_round(num_firms: int, num_parameters: int, num_rounds: int) -> RoundBenchmark:
     """Run it: `num_rounds` measured rounds after a warm-up. Raises LocalConsortiumError."""
     with tempfile.TemporaryDirectory(prefix="dure-bench-") as folder, LocalConsortium(Path(folder)) as consortium:
-        consortium.start_server()
-        for number in range(num_firms):
-            home = consortium.enrol(f"firm-{number:02d}")
-            write_file(home.data_file, b'[train]\npaths = ["none.csv"]\n')
-        consortium.introduce(MODEL)
-        for firm in consortium.agents:
-            consortium.start_agent(firm, module="dure_lab.bench.agent")
-        job = consortium.propose(_draft(Path(folder), num_parameters, num_rounds + WARM_UP_ROUNDS))
-        consortium.approve_job(job)
-        peaks = _wait(consortium, job)
-        return _result(consortium, job, peaks)
+        return _result(run_rounds(consortium, num_firms, num_parameters, num_rounds + WARM_UP_ROUNDS))
 
 
-def _draft(folder: Path, num_parameters: int, num_rounds: int) -> Path:
+def run_rounds(
+    consortium: LocalConsortium,
+    num_firms: int,
+    num_parameters: int,
+    num_rounds: int,
+    *,
+    training_seconds: float = 0.0,
+    server_module: str = "",
+    agent_module: str = "dure_lab.bench.agent",
+) -> RoundsRun:
+    """Found the consortium and run one job to its end. Other modules are for benchmarks that change the processes."""
+    consortium.start_server(module=server_module)
+    for number in range(num_firms):
+        home = consortium.enrol(f"firm-{number:02d}")
+        write_file(home.data_file, b'[train]\npaths = ["none.csv"]\n')
+    consortium.introduce(MODEL)
+    for firm in consortium.agents:
+        consortium.start_agent(firm, module=agent_module)
+    options = {"parameters": num_parameters, "training_seconds": training_seconds}
+    job = consortium.propose(_draft(consortium.folder, options, num_rounds))
+    consortium.approve_job(job)
+    peaks = _wait(consortium, job)
+    with consortium.store.reading() as at:
+        done = [row for row in at.rounds.of(job.id) if row.state is RoundState.FINISHED and row.number <= job.rounds]
+    sent = [
+        totals(read_records(home.ledger_file)).bytes_by_round[job.id, done[-1].number]
+        for home in consortium.agents.values()
+    ]
+    return RoundsRun(job, tuple(done), peaks, max(sent))
+
+
+def _draft(folder: Path, options: Mapping[str, float], num_rounds: int) -> Path:
     columns = (Column(name="target", type=ColumnType.FLOAT, role=Role.TARGET, range=(0, 1)),)
     (folder / "contract.toml").write_text(DataContract(name="none", title="No data", columns=columns).to_toml())
     values = {
@@ -92,7 +123,7 @@ def _draft(folder: Path, num_parameters: int, num_rounds: int) -> Path:
         "model": MODEL,
         "contract": "contract.toml",
         "rounds": num_rounds,
-        "options": {"parameters": num_parameters},
+        "options": options,
         "codec": {"clip": 0.02, "count_cap": 1000},
         "training": {"learning_rate": 1.0},
         "phase_seconds": 600.0,
@@ -132,43 +163,27 @@ def _peaks(consortium: LocalConsortium) -> dict[str, int]:
 
 def _kind_and_peak(pid: int) -> tuple[str, int]:
     """What a process is and its peak resident memory in MiB; "" for one that is gone or none of ours."""
-    kinds = ("link", "console", "coordinator", "bench.agent", "idle_trainer", "cli")
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         status = Path(f"/proc/{pid}/status").read_text()
-        module = command[command.index("-m") + 1]
-        kind = next((kind for kind in kinds if module.endswith(kind)), "")
-        name = {"bench.agent": "agent", "idle_trainer": "trainer", "cli": "supervisor"}.get(kind, kind)
-        return name, int(status.split("VmHWM:")[1].split()[0]) * 1024 // _MIB
+        kind = _KINDS.get(command[command.index("-m") + 1].rpartition(".")[2], "")
+        return kind, int(status.split("VmHWM:")[1].split()[0]) * 1024 // _MIB
     except (OSError, IndexError, ValueError):
         return "", 0
 
 
-def _result(consortium: LocalConsortium, job: JobFile, peaks: dict[str, int]) -> RoundBenchmark:
-    with consortium.store.reading() as at:
-        done = [row for row in at.rounds.of(job.id) if row.state is RoundState.FINISHED and row.number <= job.rounds]
-    measured = list(zip(done[WARM_UP_ROUNDS - 1 :], done[WARM_UP_ROUNDS:], strict=False))
-    walls = [_seconds_between(before, after) for before, after in measured]
-    phases = {phase: Spread.of([after.seconds[phase] for _, after in measured]) for phase in done[0].seconds}
-    last = done[-1]
-    sent = [
-        totals(read_records(home.ledger_file)).bytes_by_round[job.id, last.number]
-        for home in consortium.agents.values()
-    ]
+def _result(ran: RoundsRun) -> RoundBenchmark:
+    measured = range(WARM_UP_ROUNDS, len(ran.rounds))
+    walls = [ran.seconds(at) for at in measured]
+    phases = {phase: Spread.of([ran.rounds[at].seconds[phase] for at in measured]) for phase in ran.rounds[0].seconds}
     return RoundBenchmark(
-        firms=len(job.firms),
-        parameters=job.model.parameters,
-        rounds=len(measured),
+        firms=len(ran.job.firms),
+        parameters=ran.job.model.parameters,
+        rounds=len(walls),
         overhead_seconds=Spread.of(walls).median,
         seconds={"round": Spread.of(walls), **phases},
-        bytes_up=max(sent),
-        bytes_down=last.bytes_down // len(job.firms),
-        bytes_up_per_parameter=round(max(sent) / job.model.parameters, 4),
-        peak_rss_mib=dict(sorted(peaks.items())),
+        bytes_up=ran.bytes_up,
+        bytes_down=ran.rounds[-1].bytes_down // len(ran.job.firms),
+        bytes_up_per_parameter=round(ran.bytes_up / ran.job.model.parameters, 4),
+        peak_rss_mib=dict(sorted(ran.peaks.items())),
     )
-
-
-def _seconds_between(before: Round, after: Round) -> float:
-    if before.finished_at is None or after.finished_at is None:
-        raise LocalConsortiumError("a finished round has no time; the store is damaged")
-    return (after.finished_at - before.finished_at).total_seconds()

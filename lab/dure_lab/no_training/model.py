@@ -13,9 +13,10 @@ from dure_models.interface import Examples, Metric, Model, ModelOptions, Purpose
 
 
 class NoTrainingOptions(ModelOptions):
-    """How many parameters travel."""
+    """How many parameters travel, and how long the benchmark's trainer waits in place of training."""
 
     parameters: int = Field(gt=0, le=1 << 30)
+    training_seconds: float = Field(default=0.0, ge=0, le=3600)
 
 
 class NoTraining(Model):
