@@ -1,9 +1,11 @@
 """`dure`: the bench on top of server and agents: demo and benchmarks."""
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -12,8 +14,20 @@ from rich.markup import escape
 
 from dure_protocols.errors import DureError
 
+if TYPE_CHECKING:
+    from dure_lab.bench.spread import Spread
+
 INTERRUPTED = 130  # what Typer's app returns on KeyboardInterrupt
 PLAIN_WIDTH = 132  # of tables where there is no terminal to ask
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+class Opponent(StrEnum):
+    """What an encrypted round can be compared with."""
+
+    UNENCRYPTED = "unencrypted"
+
 
 app = typer.Typer(
     name="dure",
@@ -65,20 +79,85 @@ app.add_typer(bench, name="bench")
 def bench_round_command(
     firms: Annotated[int, typer.Option(min=2, max=16)] = 3,
     parameters: Annotated[int, typer.Option(min=1)] = 10_000_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds, after two to warm up.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds (with --compare: of each kind).")] = 10,
+    compare: Annotated[
+        Opponent | None, typer.Option(help="Alternate with rounds of the same codec that are not encrypted.")
+    ] = None,
+    training_seconds: Annotated[
+        float, typer.Option(min=0, help="With --compare: how long the trainer waits; taken off the result.")
+    ] = 1.0,
+    link_gbit: Annotated[
+        float | None, typer.Option(min=0.01, help="With --compare: limit the server's link to so many Gb/s (root).")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Time an encrypted round without training: real processes, mutual TLS, fsync, masks."""
-    from dure_lab.bench.round import bench_round  # noqa: PLC0415  # loads the store
+    """Time an encrypted round without training: real processes, mutual TLS, fsync, masks. Two rounds warm up."""
+    from dure_lab.bench.compare import compare_rounds  # noqa: PLC0415  # loads the store
+    from dure_lab.bench.round import bench_round  # noqa: PLC0415
 
-    result = bench_round(firms, parameters, rounds)
-    if as_json:
-        print(result.model_dump_json(indent=2))
+    if compare is None:
+        if link_gbit is not None:
+            raise click.UsageError("--link-gbit goes with --compare")
+        result = bench_round(firms, parameters, rounds)
+        if as_json:
+            print(result.model_dump_json(indent=2))
+            return
+        _print_phases(result.seconds)
+        print(
+            f"up {result.bytes_up:,} B ({result.bytes_up_per_parameter:.3f} a parameter), down {result.bytes_down:,} B"
+        )
+        print("peak MiB  ", ", ".join(f"{kind} {peak}" for kind, peak in result.peak_rss_mib.items()))
         return
-    for phase, spread in result.seconds.items():
+    compared = compare_rounds(firms, parameters, rounds, training_seconds=training_seconds, gbit_per_second=link_gbit)
+    if as_json:
+        print(compared.model_dump_json(indent=2))
+        return
+    pairs = compared.pairs
+    print(
+        f"encrypted / unencrypted: {compared.ratio:.3f} (pairs {pairs.lower_quartile:.3f}–{pairs.upper_quartile:.3f})"
+    )
+    for kind, seconds in (("encrypted", compared.encrypted), ("unencrypted", compared.unencrypted)):
+        print(f"\n{kind}, {compared.training_seconds:g} s of training taken off the round")
+        _print_phases(seconds)
+
+
+def _print_phases(seconds: "Mapping[str, Spread]") -> None:
+    for phase, spread in seconds.items():
         print(f"{phase:10} {spread.median:.3f} s ({spread.minimum:.3f}–{spread.maximum:.3f})")
-    print(f"up {result.bytes_up:,} B ({result.bytes_up_per_parameter:.3f} a parameter), down {result.bytes_down:,} B")
-    print("peak MiB  ", ", ".join(f"{kind} {peak}" for kind, peak in result.peak_rss_mib.items()))
+
+
+@bench.command(name="secagg")
+def bench_secagg_command(
+    firms: Annotated[str, typer.Option(help="Numbers of firms, with commas.")] = "3,8,16,50,100",
+    parameters: Annotated[str, typer.Option(help="Numbers of parameters, with commas.")] = "1000000,10000000",
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, after one to warm up.")] = 7,
+    arms: Annotated[str, typer.Option(help="Arms, with commas; left out: all that can run.")] = "",
+    seed: Annotated[int, typer.Option(help="Of updates and of the order of the arms.")] = 1,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each arm in a process of its own.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """What secure aggregation costs a firm and the server, beside SecAgg+, CKKS and no encryption."""
+    from dure_lab.bench.secagg.arms import ARMS  # noqa: PLC0415  # loads flwr
+    from dure_lab.bench.secagg.run import bench_secagg  # noqa: PLC0415
+    from dure_lab.bench.secagg.table import table  # noqa: PLC0415
+
+    result = bench_secagg(
+        _integers(firms),
+        _integers(parameters),
+        repetitions=repeats,
+        arms=[name.strip() for name in arms.split(",")] if arms else tuple(ARMS),
+        seed=seed,
+        memory=memory,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(result.model_dump_json(indent=2) if as_json else table(result))
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"whole numbers with commas between them were expected, not {text!r}") from None
 
 
 @bench.command(name="gain")
@@ -104,6 +183,26 @@ def bench_gain_command(
         verdict = "beats noise" if firm.beats_noise else "within noise"
         share = f"{100 * firm.share_of_pooled:.0f} % of pooled"
         print(f"{firm.name:14} {'  '.join(values)}  won {firm.seeds_won}/{seeds}, {verdict}, {share}")
+
+
+@bench.command(name="bits")
+def bench_bits_command(
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of AI4I 2020 or C-MAPSS; left out: simulated milling.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=2)] = 5,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Training rounds; left out: the task's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """What the codec costs in accuracy against float32, at 16, 12, 8 and 6 bits."""
+    from dure_lab.bench.bits import bench_bits, table  # noqa: PLC0415  # loads torch
+
+    result = bench_bits(data, seeds, rounds, progress=Console(stderr=True, highlight=False).print)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    print(f"{result.data}: {result.firms} firms, {result.rounds} rounds, mean ± sd over {result.seeds} seeds\n")
+    print(table(result))
 
 
 def main() -> None:
