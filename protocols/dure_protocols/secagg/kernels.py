@@ -141,7 +141,7 @@ def _tagged(tag, row_keys, s0, s1, s2):
 
 
 @lru_cache
-def _quantising(fields: int, feedback: bool):
+def _quantising(fields: int, feedback: bool, tagged: bool):
     """The kernel of `add_quantised`: whole rows of `width` words, `first` the number of their first parameter."""
     field_bits = 64 // fields
     unit_fields = 32 // field_bits
@@ -167,10 +167,12 @@ def _quantising(fields: int, feedback: bool):
                 for w in range(width):
                     number = uint64(unit[w])
                     words[w] += number << shift
-                    s0 += number * uint64(keys[g, w])
-                    s1 += number * uint64(keys[g + 1, w])
-                    s2 += number * uint64(keys[g + 2, w])
-            tag = _tagged(tag, row_keys[row], s0, s1, s2)
+                    if tagged:
+                        s0 += number * uint64(keys[g, w])
+                        s1 += number * uint64(keys[g + 1, w])
+                        s2 += number * uint64(keys[g + 2, w])
+            if tagged:
+                tag = _tagged(tag, row_keys[row], s0, s1, s2)
         return tag, largest
 
     numbers = (float32, float32, float32, float32, uint32, uint32, uint32)
@@ -238,9 +240,11 @@ def add_quantised(
     residual: Floats | None,
     quantiser: Quantiser,
     key: TagKey,
+    *,
+    tagged: bool = True,
 ) -> int | None:
-    """As `rows.add_quantised`."""
-    kernel, q = _quantising(layout.fields, residual is not None), quantiser
+    """As `rows.add_quantised`. Without `tagged` it returns 0: what the tag costs is measured so."""
+    kernel, q = _quantising(layout.fields, residual is not None, tagged), quantiser
     seed = np.uint32(q.seed & 0xFFFFFFFF), np.uint32(q.seed >> 32)
     numbers = (q.weight, q.scale, q.limit, q.step, np.uint32(layout.bits), *seed)
     scratch = np.empty(ROW_WORDS, np.uint32)

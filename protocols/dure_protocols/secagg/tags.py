@@ -8,7 +8,7 @@ The integers are the *units* of the packed words and the values v_k of the tail 
 read with their sign). A unit is the number that K = floor(32 / field_bits) neighbouring fields of a word form, the last
 unit of a word perhaps fewer: below 2^32 in any sum, for fields have headroom. m[a,g,w] is unit g of word w in row a.
 
-An AES-256-CTR keystream of the 32-byte key, from counter zero, read as little-endian numbers one after another, gives
+The keystream of the 32-byte key (`keystream`), read as little-endian numbers one after another, gives
 
     x[h,w]  h < U + 2, w < 512     32-bit numbers mod 2^22
     r[k]    k < 2 + e              64-bit numbers mod 2^61

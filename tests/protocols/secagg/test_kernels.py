@@ -57,6 +57,18 @@ def test_quantising_packing_tagging_and_residuals_are_equal_bit_for_bit(case):
     assert results[0] == results[1]
 
 
+def test_the_arithmetic_without_a_tag_packs_the_same_words():
+    layout, quantised = VectorLayout(9000, 12, 16), []
+    for tagged in (True, False):
+        words = np.zeros(layout.packed_words, np.uint64)
+        update, key = values_of(layout, 5), tags.TagKey.of(layout, bytes(32))
+        quantiser = rows.Quantiser.of(layout, 1.0, 0.3, 5)
+        quantised.append((words, kernels.add_quantised(words, layout, update, None, quantiser, key, tagged=tagged)))
+    (one, tag), (other, no_tag) = quantised
+    assert np.array_equal(one, other)
+    assert no_tag == 0 != tag
+
+
 @settings(max_examples=120, deadline=None)
 @given(cases())
 def test_the_tag_of_a_sum_and_its_means_are_equal_bit_for_bit(case):
@@ -102,5 +114,5 @@ def test_importing_the_protocols_imports_no_numba():
 def test_warming_up_compiles_what_a_round_needs():
     layout = VectorLayout(codec.COMPILED_FROM, 7, 5)
     codec.warm_up(layout)
-    assert kernels._quantising(layout.fields, False).signatures
+    assert kernels._quantising(layout.fields, False, True).signatures
     assert kernels._unpacking(layout.fields).signatures

@@ -53,7 +53,7 @@ def derive(key, label, *parts):
 
 
 def keystream(key, size):
-    return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
+    return Cipher(algorithms.AES256(key), modes.CTR((2).to_bytes(16, "big"))).encryptor().update(bytes(size))
 
 
 def seal(key, plaintext):

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from dure_lab.bench.secagg.arm import CLIP, COUNT_CAP, Arm, Case, Stopwatch
 from dure_lab.bench.secagg.rehearsal import rehearse
+from dure_protocols.secagg import kernels
 from dure_protocols.secagg.codec import (
     WORD_BYTES,
     Contribution,
@@ -18,8 +19,13 @@ from dure_protocols.secagg.codec import (
 )
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import self_mask_key
+from dure_protocols.secagg.rows import Quantiser
+from dure_protocols.secagg.tags import TagKey
 
 BITS = 12
+WAIT = ("online", "digest", "session")
+"""What a firm does after training, before its answers can leave."""
+WITHOUT_TAG = "online without tag"
 _TAG_KEY = bytes(32)
 _NO_METRICS: NDArray[np.float64] = np.zeros(0)
 
@@ -39,7 +45,7 @@ def contribute(words: Words, case: Case, firm: int, tag_key: bytes) -> None:
 class OursArm(Arm):
     """`masks` runs while the firm trains; `online` is what it waits for afterwards."""
 
-    client_parts = ("masks", "online", "digest", "session")
+    client_parts = ("masks", *WAIT)
     server_parts = ("add", "unmask")
 
     def __init__(self, case: Case) -> None:
@@ -50,6 +56,7 @@ class OursArm(Arm):
         self.sum = np.zeros(0, np.uint64)
         self.is_checked = False
         self._tag_key = self._round.keys.tag
+        self._scratch = np.ones(self._layout.words, np.uint64)
         context = self.rehearsal.attempt(self._round).context
         # Pairwise masks cancel, so the vectors to be summed carry self masks only.
         self._vectors = []
@@ -65,10 +72,20 @@ class OursArm(Arm):
             words = self._round.keys.mask(self._layout)
         with watch("online"):
             contribute(words, self._case, 0, self._tag_key)
+        self._contribute_without_tag(watch)
         with watch("digest"):
             hashlib.sha256(words.data).digest()
         watch.seconds["session"] = self.rehearsal.rounds[self._turns % len(self.rehearsal.rounds)].seconds
         self._turns += 1
+
+    def _contribute_without_tag(self, watch: Stopwatch) -> None:
+        """The same arithmetic without a tag, on other words: no part of a round, but it shows what the tag costs."""
+        case, layout = self._case, self._layout
+        key = TagKey.of(layout, self._tag_key)
+        with watch(WITHOUT_TAG):
+            quantiser = Quantiser.of(layout, case.weight(0), CLIP, case.seed)
+            words = self._scratch[: layout.packed_words]
+            kernels.add_quantised(words, layout, case.update(0), None, quantiser, key, tagged=False)
 
     def server(self, watch: Stopwatch) -> None:
         """The server's attempt."""

@@ -16,21 +16,23 @@ class Ratios(_Frozen):
     """Figures that carry from machine to machine, each pair taken in the same repetition.
 
     secagg_over_client: a client's whole work in SecAgg+ over ours, masks and messages included; secagg_over_masking: of
-    it the quantising and the masks alone, on both sides; secagg_over_online: over what our firm waits for after
-    training; secagg_over_server: add and unmask; online_over_memcpy: quantise, add to the masks and tag, over one
-    float32 memcpy; tag_share: the tag's part of that work; client_over_same_codec: over the same codec in the clear;
-    unmask_gb_per_second, mask_gb_per_second: keystream that one core removes at the server, and makes at a firm.
+    it the quantising and the masks alone, on both sides; secagg_over_wait: over what our firm waits for after training;
+    secagg_over_server: add and unmask; online_over_memcpy: quantise, add to the masks and tag, over one float32 memcpy;
+    tag_share: the tag's part of that pass; tag_share_of_wait: of all that our firm waits for after training;
+    client_over_same_codec: over the same codec in the clear; unmask_gb_per_second, mask_gb_per_second: keystream that
+    one core removes at the server, and makes at a firm.
     None where an arm was left out.
     """
 
     secagg_over_client: Spread | None
     secagg_regular_over_client: Spread | None
     secagg_over_masking: Spread | None
-    secagg_over_online: Spread | None
+    secagg_over_wait: Spread | None
     secagg_over_server: Spread | None
     ckks_over_client: Spread | None
     online_over_memcpy: Spread | None
     tag_share: Spread | None
+    tag_share_of_wait: Spread | None
     client_over_same_codec: Spread | None
     unmask_gb_per_second: Spread | None
     mask_gb_per_second: Spread | None

@@ -11,7 +11,7 @@ import numpy as np
 from dure_lab.bench.secagg.arm import CLIP, Arm, Case, Stopwatch
 from dure_lab.bench.secagg.arms import ARMS, CKKS, FLOAT32, FLOWER, FLOWER_REGULAR, OURS, SAME_CODEC, has
 from dure_lab.bench.secagg.memory import ROLES, Peak, peak_of
-from dure_lab.bench.secagg.ours import OursArm, UnmaskedArm
+from dure_lab.bench.secagg.ours import WAIT, WITHOUT_TAG, OursArm, UnmaskedArm
 from dure_lab.bench.secagg.result import ArmResult, CaseResult, Machine, Ratios, SecAggBenchmark, Traffic
 from dure_lab.bench.spread import Spread, significant
 from dure_protocols.errors import MisuseError
@@ -124,12 +124,13 @@ class _CaseRun:
             secagg_over_masking=self._ratio(
                 self._parts(FLOWER, "quantise", "masks"), self._parts(OURS, "masks", "online")
             ),
-            secagg_over_online=self._ratio(self._client(FLOWER), self._part(OURS, "online")),
+            secagg_over_wait=self._ratio(self._client(FLOWER), self._parts(OURS, *WAIT)),
             secagg_over_server=self._ratio(self._server(FLOWER), self._server(OURS)),
             ckks_over_client=self._ratio(self._client(CKKS), self._client(OURS)),
             online_over_memcpy=self._ratio(self._part(OURS, "online"), self._part(FLOAT32, "memcpy")),
             client_over_same_codec=self._ratio(self._client(OURS), self._client(SAME_CODEC)),
-            tag_share=self._tag_share(),
+            tag_share=self._tag_share(self._part(OURS, "online")),
+            tag_share_of_wait=self._tag_share(self._parts(OURS, *WAIT)),
             unmask_gb_per_second=_rates(keystream, self._part(OURS, "unmask")),
             mask_gb_per_second=_rates(keystream, self._part(OURS, "masks")),
         )
@@ -146,9 +147,9 @@ class _CaseRun:
     def _server(self, name: str) -> list[float]:
         return list(_totals(self._samples[name], self._arms[name].server_parts)) if name in self._arms else []
 
-    def _tag_share(self) -> Spread | None:
-        pairs = zip(self._part(OURS, "online"), self._part(OURS, "online without tag"), strict=False)
-        shares = [1 - without / whole for whole, without in pairs]
+    def _tag_share(self, of: Sequence[float]) -> Spread | None:
+        samples = zip(self._part(OURS, "online"), self._part(OURS, WITHOUT_TAG), of, strict=False)
+        shares = [(tagged - without) / whole for tagged, without, whole in samples]
         return Spread.of(shares) if shares else None
 
     @staticmethod

@@ -19,6 +19,7 @@ def _ratios(result: SecAggBenchmark) -> str:
             _spread(case.ratios.secagg_over_server),
             _spread(case.ratios.ckks_over_client),
             _spread(case.ratios.online_over_memcpy),
+            _percent(case.ratios.tag_share_of_wait),
             _percent(case.ratios.tag_share),
             _spread(case.ratios.unmask_gb_per_second),
         )
@@ -32,6 +33,7 @@ def _ratios(result: SecAggBenchmark) -> str:
             "SecAgg+ / server",
             "CKKS / client",
             "online / memcpy",
+            "tag, % of the wait",
             "tag, % of online",
             "unmask, GB/s a core",
         ),
