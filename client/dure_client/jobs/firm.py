@@ -8,6 +8,7 @@ needs lies in the agent's home, so it can be rebuilt at any moment. `run_agent` 
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -26,8 +27,10 @@ from dure_models import registry
 from dure_models.digest import model_digest
 from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
+from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
 from dure_protocols.messages import Approval, Finished, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
+from dure_protocols.secagg.codec import warm_up
 from dure_protocols.secagg.terms import Randomness
 
 logger = logging.getLogger(__name__)
@@ -158,6 +161,7 @@ class Firm:
                 job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
             )
             self._jobs[digest] = _OpenJob(job, side, folder, trainer)
+            threading.Thread(target=warm_up, args=(layout_of(job, 1),), name="warm-up", daemon=True).start()
         return self._jobs[digest]
 
     def _known(self, digest: bytes) -> JobFile:

@@ -5,11 +5,13 @@
     progress.json     the round the global model stands before, and which files hold it
     initial.f32       the job's first model, little-endian float32, so that only the first process asks a trainer for it
     model-*.f32       the global model and the best so far
+    residual-*.f32    with error feedback: what an attempt's clipping and rounding lost of the firm's update
     final.f32         the model the job handed over
     own.f32 result.json   the firm's own model, and how the two compare here
 
 `session.bin` and `progress.json` are on disk before anything is sent. Models are not waited for: their digest stands in
-progress.json, and one that does not match after a power cut is computed again from the published sums.
+progress.json, and one that does not match after a power cut is computed again from the published sums. A residual that
+a power cut took is gone: the firm begins with zeros.
 """
 
 import json
@@ -23,6 +25,9 @@ from dure_client.home import write_file
 from dure_protocols.errors import MessageError
 from dure_protocols.global_state import Best, GlobalState, model_digest
 from dure_protocols.job import JobFile
+
+Place = tuple[int, int, int]
+"""Epoch, round and attempt."""
 
 
 class JobFolder:
@@ -71,8 +76,28 @@ class JobFolder:
         file = self.path / "session.bin"
         return file.read_bytes() if file.exists() else None
 
-    def save_state(self, state: GlobalState) -> None:
-        """Store where the global model stands; model files that are no longer named are deleted."""
+    def save_residual(self, place: Place, residual: NDArray[np.float32]) -> None:
+        """Keep what an attempt lost. It counts only once a published sum holds that attempt's vector."""
+        self.save_array(_residual_name(place), residual)
+
+    def load_residual(self, place: Place | None, size: int) -> NDArray[np.float32]:
+        """What was lost in an attempt, (size,) float32, to be changed at will; zeros if there is none."""
+        file = self.path / _residual_name(place) if place else None
+        kept = np.fromfile(file, "<f4") if file is not None and file.exists() else np.zeros(0, np.float32)
+        return kept if kept.size == size and np.isfinite(kept).all() else np.zeros(size, np.float32)
+
+    def drop_residuals(self, before_round: int, keep: Place | None) -> None:
+        """Delete the residuals of earlier rounds but one."""
+        for file in self.path.glob("residual-*.f32"):
+            place = tuple(map(int, file.stem.split("-")[1:]))
+            if place != keep and place[1] < before_round:
+                file.unlink()
+
+    def save_state(self, state: GlobalState, residual: Place | None) -> None:
+        """Store where the global model stands, and in which attempt the firm last entered a sum with error feedback.
+
+        Files that are no longer named are deleted.
+        """
         names = {self._save_model(state.model, state.digest)}
         best = None
         if state.best is not None:
@@ -85,17 +110,22 @@ class JobFolder:
             "normalisation": normalisation,
             "best": best,
             "clip": state.clip,
+            "residual": residual,
         }
         write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
         for file in self.path.glob("model-*.f32"):
             if file.name not in names:
                 file.unlink()
+        self.drop_residuals(state.round, residual)
 
-    def restore_state(self, state: GlobalState) -> None:
-        """Bring a fresh state to where it was stored; leave it at its beginning if the files do not hold it whole."""
+    def restore_state(self, state: GlobalState) -> Place | None:
+        """Bring a fresh state to where it was stored; leave it at its beginning if the files do not hold it whole.
+
+        Returns the attempt whose residual counts, None if there is none.
+        """
         file = self.path / "progress.json"
         if not file.exists():
-            return
+            return None
         try:
             progress = json.loads(file.read_bytes())
             model = self._load_model(progress["digest"])
@@ -103,9 +133,12 @@ class JobFolder:
             kept = None if best is None else self._load_best(best["digest"], best["round"], best["value"])
             stored = progress["normalisation"]
             normalisation = None if stored is None else np.array(stored, np.float64)
+            residual = progress["residual"]
+            place = None if residual is None else _place_of(residual)
             state.resume(progress["round"], model, normalisation, kept, progress["clip"])
         except (KeyError, TypeError, ValueError, OSError, MessageError):
-            return
+            return None
+        return place
 
     def save_array(self, name: str, array: NDArray[np.float32]) -> None:
         """Write a float32 array to a file of the folder, whole or not at all."""
@@ -127,3 +160,12 @@ class JobFolder:
         if model_digest(model).hex() != digest:
             raise MessageError("a stored model does not match its digest")
         return model
+
+
+def _residual_name(place: Place) -> str:
+    return f"residual-{'-'.join(map(str, place))}.f32"
+
+
+def _place_of(numbers: list[int]) -> Place:
+    epoch, round_, attempt = numbers
+    return epoch, round_, attempt

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.folder import JobFolder, Place
 from dure_client.jobs.released import ReleasedFile
 from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.clip import fill
@@ -114,6 +114,7 @@ class JobSide:
         if snapshot := folder.load_session():
             self._session.restore(snapshot)
         self._loaded: GlobalState | None = None
+        self._residual: Place | None = None  # of this attempt; set when the state is loaded
         self._lock = threading.Lock()
         self._answers: dict[type[JobRequest], Callable[..., Reaction]] = {
             AskKeys: self._advertise,
@@ -143,7 +144,7 @@ class JobSide:
         if self._loaded is None:
             initial = self._folder.first_model(self._job.model.initial_digest, self._trainer.initial)
             self._loaded = GlobalState(self._job, initial)
-            self._folder.restore_state(self._loaded)
+            self._residual = self._folder.restore_state(self._loaded)
         return self._loaded
 
     @property
@@ -190,16 +191,28 @@ class JobSide:
         keys = self._session.accept_cohort(request)
         self._store_session()
         layout = layout_of(self._job, request.round)
+        residual = self._kept_residual(request.round)
         with ThreadPoolExecutor(1, "masks") as aside:
             masks = aside.submit(keys.mask, layout)
-            contribution = self._contribution(request.round)
+            contribution = self._contribution(request.round, residual)
             vector = masks.result()
         rounding = int.from_bytes(self._randomness(8), "big")
-        add_contribution(vector, layout, contribution, clip=self.state.clip, rounding=rounding, tag_key=keys.tag)
+        clip = self.state.clip
+        add_contribution(
+            vector, layout, contribution, clip=clip, rounding=rounding, tag_key=keys.tag, residual=residual
+        )
+        if residual is not None:
+            self._folder.save_residual((request.epoch, request.round, request.attempt), residual)
         receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
         self._store_session()  # first: it says that the model was contributed to in this round, not in another
         self._released.save()
         return Reaction(receipt, {ARRAY_MASKED: vector})
+
+    def _kept_residual(self, round_: int) -> NDArray[np.float32] | None:
+        """What the last sum that this firm entered lost of its update, (d,); None where the job keeps no residuals."""
+        if not self._job.codec.error_feedback or not is_training(self._job, round_):
+            return None
+        return self._folder.load_residual(self._residual, self._job.model.parameters)
 
     def _vote(self, request: VoteRequest, _: Given) -> Reaction:
         self._check_statistics(request.round, len(request.uploads))
@@ -236,9 +249,11 @@ class JobSide:
             self._session.check_sum(entry, vector, layout_of(self._job, entry.round), state.hash)
             self._session.note_sum(entry, state.key)
             state.advance(vector, len(entry.members))
+            if self._firm in entry.members and is_training(self._job, entry.round):
+                self._residual = (entry.epoch, entry.round, entry.attempt)
         if state.round != before:
             self._released.save()
-            self._folder.save_state(state)
+            self._folder.save_state(state, self._residual)
 
     def _take_snapshot(self, request: Invitation, given: Given) -> None:
         """Stand on the global state that enough other firms signed, where this firm cannot compute it any more."""
@@ -250,7 +265,8 @@ class JobSide:
             return
         offered = self.state.standing_at(words.view(np.uint64))
         self._session.check_witnesses(request, offered.hash)
-        self._folder.save_state(offered)
+        self._residual = None  # whether it entered the sums that it missed, it cannot know
+        self._folder.save_state(offered, self._residual)
         self._loaded = offered
 
     def _check_statistics(self, round_: int, members: int) -> None:
@@ -258,7 +274,7 @@ class JobSide:
             # Exact sums: the difference of two member sets would be one firm's statistics.
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
 
-    def _contribution(self, round_: int) -> Contribution:
+    def _contribution(self, round_: int, residual: NDArray[np.float32] | None) -> Contribution:
         """What goes under the masks: the trainer's work, rows under the cap, exact words in the layout's order."""
         if round_ == STATISTICS_ROUND:
             sums = self._trainer.statistics()
@@ -270,7 +286,7 @@ class JobSide:
         contribution = self._counted(trained.update, trained.count, self._metrics(trained.metrics))
         if not moves_clip(self._job, round_):
             return contribution
-        filled = fill(trained.update, contribution.weight, self.state.clip)
+        filled = fill(trained.update, contribution.weight, self.state.clip, residual)
         return replace(contribution, exact=np.append(contribution.exact, filled))
 
     def _counted(self, update: NDArray[np.float32] | None, count: int, exact: NDArray[np.float64]) -> Contribution:

@@ -166,8 +166,8 @@ class _Arithmetic(Protocol):
 def warm_up(layout: VectorLayout) -> None:
     """Compile what a vector of this layout needs, or load it from the cache on disk: up to three seconds, else 0.3 s.
 
-    Called by an agent when a job begins, aside, so that no round waits for it. Does nothing where numba is missing or
-    the vector is small.
+    Called by agents and coordinators when a job begins, in a thread of its own, so that no round waits for it. Does
+    nothing where numba is missing or the vector is small.
     """
     arithmetic = _arithmetic(layout)
     if arithmetic is rows:

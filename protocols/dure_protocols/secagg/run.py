@@ -1,5 +1,6 @@
 """One function that runs all parties of the protocol, in order: the page to read first, and the oracle of the tests."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -54,12 +55,12 @@ def run_secure_aggregation(
     updates: Mapping[str, NDArray[np.float32]],
     counts: Mapping[str, int] | None = None,
     *,
-    randomness: Randomness,
     mode: Literal["retry", "threshold"] = "retry",
     bits: int = 12,
     clip: float = 1.0,
     threshold: int | None = None,
     dropouts: Mapping[str, Step] | None = None,
+    randomness: Randomness = os.urandom,
     minimum_cohort: int = 2,
     encapsulate: Encapsulate = mlkem_encapsulate,
 ) -> SecureAggregationResult:
@@ -67,7 +68,8 @@ def run_secure_aggregation(
 
     updates: firm to (d,) float32, all of one size; counts: firm to sample count, 1 each unless told otherwise;
     threshold: in threshold mode, floor(2n/3) + 1 unless told otherwise; dropouts: firms that vanish for good just
-    before they would answer a step. `randomness(n)` gives n bytes; encapsulate: see `FirmSession`.
+    before they would answer a step. `randomness(n)` gives n bytes, the operating system's unless told otherwise;
+    minimum_cohort: the fewest firms in a sum; encapsulate: see `FirmSession`.
     Raises RefusedError when fewer are left than the cohort needs, and MessageError when too few release.
     """
     if mode == "threshold" and threshold is None:

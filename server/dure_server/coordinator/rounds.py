@@ -5,6 +5,7 @@ is started again repeats its last requests and finds the recorded answers. What 
 `dure_protocols.secagg`; what is public about the model in `dure_protocols.global_state`.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dure_protocols.errors import MessageError, RefusedError
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, layout_of
 from dure_protocols.job import JobFile
 from dure_protocols.messages import EscrowedJoin, Finish, Finished, Join, Refusal, Release, Request
-from dure_protocols.secagg.codec import Words
+from dure_protocols.secagg.codec import Words, warm_up
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.terms import Terms
 from dure_server.coordinator.agreement import Agreement, EpochLostError, Keys
@@ -49,6 +50,7 @@ class Coordinator:
 
         Raises JobStoppedError when the operator stops it, JobFailedError when it cannot go on.
         """
+        threading.Thread(target=warm_up, args=(layout_of(self._job, 1),), name="warm-up", daemon=True).start()
         self._catch_up()
         self._agreement.gather_approvals()
         if not self.state.is_over:
