@@ -38,8 +38,8 @@ from dure_models.training import (
 )
 from dure_models.validation import conform
 from dure_protocols.errors import MisuseError
-from dure_protocols.global_state import server_step
-from dure_protocols.job import CodecTerms, ServerStepTerms
+from dure_protocols.job import CodecTerms, FedAvgTerms
+from dure_protocols.server_step import Moments, server_step
 
 
 class Arm(StrEnum):
@@ -237,7 +237,7 @@ def train_federated(
             for at, data in enumerate(firms)
         ]
         selection.note(parameters, _added([result.metrics for result in results]))
-        parameters = server_step(ServerStepTerms(), parameters, summing.mean(results))
+        parameters, _ = server_step(FedAvgTerms(), parameters, summing.mean(results), Moments())
     # The protocol's closing round: metrics of the last model, no training.
     load(module, parameters)
     selection.note(parameters, _added([validation_metrics(model, module, data.validation) for data in firms]))

@@ -6,36 +6,27 @@ Coordinator and firms run this same pure code. Rounds of a job, in order:
     1 … R        training: the sum holds the mean update and the round metrics of the model *before* it
     R + 1        closing, if the job selects a model: round metrics of the last model only
 
-The next model is the server step: a pure, element-wise float32 function without reductions, so that every firm gets the
-same bits as the server and as every other firm, and nobody has to be told the model. The codec's clip moves in the same
-way, where the job file says so.
+The next model is the server step (`dure_protocols.server_step`), so that every firm gets the same bits as the server
+and as every other firm, and nobody has to be told the model. What the step remembers from round to round, its moments,
+and the codec's clip, where the job file moves it, are part of the state in the same way.
 """
 
 import struct
 from copy import copy
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.clip import next_clip
 from dure_protocols.errors import MessageError, MisuseError, RefusalCode, RefusedError
-from dure_protocols.job import JobFile, ServerStepTerms
+from dure_protocols.job import JobFile
 from dure_protocols.secagg.codec import DecodedSum, VectorLayout, Words, decode_sum
+from dure_protocols.server_step import Moments, first_moments, num_moments, server_step, vector_digest
 from dure_protocols.wire import digest
 
 STATISTICS_ROUND = 0
 _HEAD_WORDS = 5  # round, what follows, clip, the best model's round and value
-
-
-def server_step(terms: ServerStepTerms, model: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The next global model. model, mean: (d,) float32. FedAvg (McMahan et al. 2017): model + learning rate x mean."""
-    if model.shape != mean.shape or model.dtype != np.float32 or mean.dtype != np.float32:
-        raise MisuseError(f"a model of {model.dtype}{model.shape} takes no mean of {mean.dtype}{mean.shape}")
-    step = np.multiply(mean, np.float32(terms.learning_rate))
-    np.add(step, model, out=step)
-    return step
 
 
 def first_round(job: JobFile) -> int:
@@ -72,7 +63,7 @@ def layout_of(job: JobFile, round_: int) -> VectorLayout:
 
 def model_digest(model: NDArray[np.float32]) -> bytes:
     """SHA-256 of a model's little-endian float32 bytes."""
-    return sha256(np.ascontiguousarray(model, "<f4").data).digest()
+    return vector_digest(model)
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ class GlobalState:
 
     model: (d,) float32, never written in place; normalisation: (S + 1,) float64 sums and rows, None before round 0 is
     over (and for models without statistics); best: None before a selection metric was published; clip: what updates of
-    this round are clipped to.
+    this round are clipped to; moments: what the server step remembers.
     """
 
     def __init__(self, job: JobFile, initial: NDArray[np.float32]) -> None:
@@ -116,6 +107,7 @@ class GlobalState:
         self.round = first_round(job)
         self.best: Best | None = None
         self.clip = job.codec.clip
+        self.moments = first_moments(job.server_step, initial.size)
 
     def resume(
         self,
@@ -124,10 +116,14 @@ class GlobalState:
         normalisation: NDArray[np.float64] | None,
         best: Best | None,
         clip: float,
+        moments: Moments,
     ) -> None:
-        """Go on from what this side itself stored before."""
+        """Go on from what this side itself stored before. Raises MessageError for moments of another server step."""
+        wanted = num_moments(self._job.server_step)
+        if [vector.shape for vector in moments.vectors] != wanted * [(self._job.model.parameters,)]:
+            raise MessageError(f"{self._job.server_step.kind} has {wanted} moments of the model's size")
         self.round, self.model, self.digest = round_, model, model_digest(model)
-        self.normalisation, self.best, self.clip = normalisation, best, clip
+        self.normalisation, self.best, self.clip, self.moments = normalisation, best, clip, moments
 
     @property
     def hash(self) -> bytes:
@@ -136,7 +132,7 @@ class GlobalState:
         best = self.best
         chosen = b"" if best is None else struct.pack(">Qd", best.round, best.value) + best.digest
         place = struct.pack(">Qd", self.round, self.clip)
-        return digest("dure global state", place, self.digest, normalisation, chosen)
+        return digest("dure global state", place, self.digest, normalisation, chosen, *self.moments.digests)
 
     def to_words(self) -> Words:
         """Everything, as a vector that travels like a sum: for a firm that cannot compute it. See `standing_at`."""
@@ -152,6 +148,7 @@ class GlobalState:
             head[3] = best.round
             head[4:5].view(np.float64)[0] = best.value
             parts.append(_as_words(best.model))
+        parts += map(_as_words, self.moments.vectors)
         return np.concatenate(parts)
 
     def standing_at(self, words: Words) -> "GlobalState":
@@ -162,22 +159,25 @@ class GlobalState:
         terms = self._job.model
         flags = int(words[1]) if words.size >= _HEAD_WORDS else 4
         has_normalisation, has_best = bool(flags & 1), bool(flags & 2)
-        model_words = -(-terms.parameters // 2)
+        size = -(-terms.parameters // 2)
         normalised = _HEAD_WORDS + has_normalisation * (terms.statistics + 1)
-        if flags > 3 or words.size != normalised + (1 + has_best) * model_words:
+        num_vectors = 1 + has_best + num_moments(self._job.server_step)
+        if flags > 3 or words.size != normalised + num_vectors * size:
             raise MessageError(f"a vector of {words.size} words is no global state of job {self._job.id!r}")
         numbers = words[2:5].view(np.float64)
-        model, other = (
-            words[start : start + model_words].view(np.float32)[: terms.parameters]
-            for start in (normalised, normalised + model_words * has_best)
+        model, *others = (
+            words[start : start + size].view(np.float32)[: terms.parameters].copy()
+            for start in range(normalised, words.size, size)
         )
+        best = Best(others[0], model_digest(others[0]), int(words[3]), float(numbers[2])) if has_best else None
         made = copy(self)
         made.resume(
             int(words[0]),
-            model.copy(),
+            model,
             words[_HEAD_WORDS:normalised].view(np.float64).copy() if has_normalisation else None,
-            Best(other.copy(), model_digest(other), int(words[3]), float(numbers[2])) if has_best else None,
+            best,
             float(numbers[0]),
+            Moments(tuple(others[has_best:])),
         )
         return made
 
@@ -215,7 +215,7 @@ class GlobalState:
         metrics = _metrics(job, decoded)
         self._note_best(metrics, round_)
         if is_training(job, round_):
-            self.model = server_step(job.server_step, self.model, decoded.mean)
+            self.model, self.moments = server_step(job.server_step, self.model, decoded.mean, self.moments)
             self.digest = model_digest(self.model)
         if moves_clip(job, round_):
             self.clip = next_clip(job.codec, self.clip, float(decoded.exact[-1]), members)

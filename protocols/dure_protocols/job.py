@@ -8,7 +8,17 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from dure_protocols.errors import DureError
 from dure_protocols.fields import MAX_FIRMS
@@ -67,11 +77,66 @@ class CodecTerms(_Frozen):
     count_cap: int = Field(gt=0, le=1 << 40, description="a firm's weight is min(rows, cap) / cap")
 
 
-class ServerStepTerms(_Frozen):
-    """The pure function from the last model and the published mean to the next model."""
+class FedAvgTerms(_Frozen):
+    """model + learning_rate · mean. The other server steps are in `dure_protocols.server_step` as well."""
 
     kind: Literal["fedavg"] = "fedavg"
     learning_rate: float = Field(default=1.0, gt=0)
+
+
+class FedAvgMTerms(_Frozen):
+    """FedAvg with momentum."""
+
+    kind: Literal["fedavgm"] = "fedavgm"
+    learning_rate: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class FedAdagradTerms(_Frozen):
+    """Each parameter's step is divided by the root of all its squared means."""
+
+    kind: Literal["fedadagrad"] = "fedadagrad"
+    learning_rate: float = Field(default=0.1, gt=0)
+    adaptivity: float = Field(default=1e-3, ge=1e-9, le=1e9, description="τ: added to the root, τ² its first square")
+
+
+class FedAdamTerms(_Frozen):
+    """Momentum, divided by the root of a moving average of squared means."""
+
+    kind: Literal["fedadam"] = "fedadam"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="β1")
+    decay: float = Field(default=0.99, ge=0, lt=1, description="β2")
+    adaptivity: float = Field(default=1e-3, ge=1e-9, le=1e9, description="τ")
+
+
+class FedYogiTerms(_Frozen):
+    """FedAdam whose squares grow and shrink by what is new only."""
+
+    kind: Literal["fedyogi"] = "fedyogi"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="β1")
+    decay: float = Field(default=0.99, ge=0, lt=1, description="β2")
+    adaptivity: float = Field(default=1e-3, ge=1e-9, le=1e9, description="τ")
+
+
+ServerStepTerms = FedAvgTerms | FedAvgMTerms | FedAdagradTerms | FedAdamTerms | FedYogiTerms
+"""The pure function from the last model and the published mean to the next model, by its `kind`."""
+
+
+def _kind_of_step(value: object) -> object:
+    """A table without a kind is FedAvg's, as in every job file from before there were others."""
+    return value.get("kind", "fedavg") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+ServerStepField = Annotated[
+    Annotated[FedAvgTerms, Tag("fedavg")]
+    | Annotated[FedAvgMTerms, Tag("fedavgm")]
+    | Annotated[FedAdagradTerms, Tag("fedadagrad")]
+    | Annotated[FedAdamTerms, Tag("fedadam")]
+    | Annotated[FedYogiTerms, Tag("fedyogi")],
+    Discriminator(_kind_of_step),
+]
 
 
 class JobFile(_Frozen):
@@ -93,7 +158,7 @@ class JobFile(_Frozen):
     model: ModelTerms
     contract: dict[str, JsonValue] = Field(description="the data contract, whole")
     codec: CodecTerms
-    server_step: ServerStepTerms = ServerStepTerms()
+    server_step: ServerStepField = FedAvgTerms()
     training: dict[str, JsonValue] = {}
     rounds: int = Field(gt=0, le=100_000)
     selection_metric: MetricName | None = Field(

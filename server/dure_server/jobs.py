@@ -18,7 +18,15 @@ from dure_models.contract import DataContract
 from dure_models.digest import model_digest as code_digest
 from dure_protocols.errors import DureError
 from dure_protocols.global_state import model_digest
-from dure_protocols.job import MAX_RETRY_FIRMS, CodecTerms, JobFile, ModelTerms, ServerStepTerms, least_threshold
+from dure_protocols.job import (
+    MAX_RETRY_FIRMS,
+    CodecTerms,
+    FedAvgTerms,
+    JobFile,
+    ModelTerms,
+    ServerStepField,
+    least_threshold,
+)
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
 
@@ -51,7 +59,7 @@ class JobDraft(BaseModel):
     mode: Literal["retry", "threshold"] | None = None
     threshold: int | None = None
     codec: CodecTerms
-    server_step: ServerStepTerms = ServerStepTerms()
+    server_step: ServerStepField = FedAvgTerms()
     training: dict[str, JsonValue] = {}
     rounds: int = Field(gt=0)
     selection_metric: str | None = None

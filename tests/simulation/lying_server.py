@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_client.jobs.side import Given
-from dure_protocols.global_state import layout_of, server_step
+from dure_protocols.global_state import layout_of
 from dure_protocols.messages import (
     ARRAY_MASKED,
     Cohort,
@@ -27,6 +27,7 @@ from dure_protocols.secagg.codec import Words, decode_sum
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.terms import Terms
+from dure_protocols.server_step import Moments, server_step
 from tests.simulation.consortium import Consortium
 
 SERVERS_WORD = b"a model as the server says, 32 b"
@@ -128,7 +129,7 @@ class LyingServer:
         return true.with_words(words)
 
     def model_after(self, true: Sum, before: NDArray[np.float32]) -> NDArray[np.float32]:
-        return server_step(self.job.server_step, before, self.mean(true))
+        return server_step(self.job.server_step, before, self.mean(true), Moments())[0]
 
     def mean(self, of: Sum) -> NDArray[np.float32]:
         """The weighted mean update that a sum shows to whoever reads it."""

@@ -4,7 +4,7 @@
     session.bin       the secure aggregation's state; holds keys (0600)
     progress.json     the round the global model stands before, and which files hold it
     initial.f32       the job's first model, little-endian float32, so that only the first process asks a trainer for it
-    model-*.f32       the global model and the best so far
+    model-*.f32       the global model, the best so far, and what the server step remembers
     residual-*.f32    with error feedback: what an attempt's clipping and rounding lost of the firm's update
     final.f32         the model the job handed over
     own.f32 result.json   the firm's own model, and how the two compare here
@@ -25,6 +25,7 @@ from dure_client.home import write_file
 from dure_protocols.errors import MessageError
 from dure_protocols.global_state import Best, GlobalState, model_digest
 from dure_protocols.job import JobFile
+from dure_protocols.server_step import Moments
 
 Place = tuple[int, int, int]
 """Epoch, round and attempt."""
@@ -103,6 +104,11 @@ class JobFolder:
         if state.best is not None:
             names.add(self._save_model(state.best.model, state.best.digest))
             best = {"digest": state.best.digest.hex(), "round": state.best.round, "value": state.best.value}
+        moments = [digest.hex() for digest in state.moments.digests]
+        names |= {
+            self._save_model(vector, digest)
+            for vector, digest in zip(state.moments.vectors, state.moments.digests, strict=True)
+        }
         normalisation = None if state.normalisation is None else state.normalisation.tolist()
         progress = {
             "round": state.round,
@@ -110,6 +116,7 @@ class JobFolder:
             "normalisation": normalisation,
             "best": best,
             "clip": state.clip,
+            "moments": moments,
             "residual": residual,
         }
         write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
@@ -135,7 +142,9 @@ class JobFolder:
             normalisation = None if stored is None else np.array(stored, np.float64)
             residual = progress["residual"]
             place = None if residual is None else _place_of(residual)
-            state.resume(progress["round"], model, normalisation, kept, progress["clip"])
+            # A file from before there were moments has none.
+            moments = Moments(tuple(self._load_model(digest) for digest in progress.get("moments", [])))
+            state.resume(progress["round"], model, normalisation, kept, progress["clip"], moments)
         except (KeyError, TypeError, ValueError, OSError, MessageError):
             return None
         return place
