@@ -49,6 +49,7 @@ _KIND_OF_BODY: Final[Mapping[int, RecordKind]] = {
     messages.Release.kind: RecordKind.RELEASE,
     messages.Finished.kind: RecordKind.FINISHED,
     messages.Refusal.kind: RecordKind.REFUSAL,
+    messages.Absence.kind: RecordKind.REFUSAL,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from dure_client.absence import WindowText
 from dure_client.jobs.approvals import Decision, Verdict
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
@@ -44,6 +45,11 @@ minimum_rows = 100
 # Take any model that is installed here and whose digest is the job's. With false, only those listed at the end of this
 # file; `dure-agent policy allow MODEL` adds one.
 allow_any_installed_model = false
+
+# When this firm takes part in no new round, in this machine's local time, such as
+# ["Mon-Fri 06:00-14:00", "Sat,Sun 00:00-24:00", "Fri 22:00-06:00"]. A round that has begun is brought to its end; the
+# operator is told "in maintenance" and until when. `dure-agent pause` does the same by hand.
+maintenance = []
 
 # The firms we train with, each by the fingerprint of its identity key, compared over a way of your own (a contract, a
 # phone call). `dure-agent accept FIRM FINGERPRINT` adds one. A job with any other firm in it is refused.
@@ -95,6 +101,7 @@ class Policy(BaseModel):
     minimum_statistics_difference: int = Field(default=2, ge=1)
     minimum_rows: int = Field(default=100, ge=1)
     allow_any_installed_model: bool = False
+    maintenance: tuple[WindowText, ...] = ()
     allowed_models: tuple[AllowedModel, ...] = ()
     firms: dict[FirmName, HexDigest] = {}
 

@@ -21,6 +21,7 @@ from dure_protocols.frames import node_id
 logger = logging.getLogger(__name__)
 
 RENEWAL_LOOK_SECONDS = 3600.0
+IDLE_LOOK_SECONDS = 30.0
 
 
 def run_agent(
@@ -52,6 +53,7 @@ def run_agent(
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, end)
         threading.Thread(target=_renew_in_time, args=(home, link, stop, clock), name="renewal", daemon=True).start()
+        threading.Thread(target=_close_idle, args=(firm, stop), name="idle trainers", daemon=True).start()
         stack.callback(stop.set)
         agent = Agent(home.state, node_id(config.consortium, config.firm), link, FlowerApp(client_app(firm.answer)))
         firm.resume()
@@ -69,3 +71,8 @@ def _renew_in_time(home: AgentHome, link: LinkClient, stop: threading.Event, clo
         except DureError as error:  # tried again; `status` tells how long the old one lasts
             logger.warning("the certificate could not be renewed yet: %s", error)
         stop.wait(RENEWAL_LOOK_SECONDS)
+
+
+def _close_idle(firm: Firm, stop: threading.Event) -> None:
+    while not stop.wait(IDLE_LOOK_SECONDS):
+        firm.close_idle()

@@ -36,6 +36,7 @@ from dure_protocols.errors import MisuseError
 from dure_protocols.frames import COORDINATOR_NODE_ID, node_id
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.terms import Randomness
+from dure_server.coordinator.checkpoints import Checkpoints
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import JobRecord, Situation
 from dure_server.coordinator.rounds import Coordinator
@@ -162,7 +163,7 @@ def run_in_process(
         record = _LoggedRecord(store, job.id)
 
         def course(firms: Firms) -> None:
-            outcome.append(Coordinator(job, initial, firms, record).run())
+            outcome.append(Coordinator(job, initial, firms, record, Checkpoints(folder / "server")).run())
             record.set_state(JobState.FINISHED)
 
         run_app(server_app(course, folder / "sums"), grid, run_id)

@@ -11,6 +11,7 @@
     ReleaseRequest        Release               receipts or votes; the self-mask seed, and shares in threshold mode
     Finish                Finished              the last sum
     Hello                 Present               on a runtime that does not know which node is which firm
+    Invitation            Absence               not now: the firm is paused or in maintenance
     (any)                 Refusal               a code, never a reason
 
 What a firm answers is, together with the masked vector, all that it tells the coordinator (design, section 7).
@@ -19,6 +20,7 @@ Every signature is over the job's digest and the parts that its class names, see
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, ClassVar, get_args
 
 from dure_protocols.errors import MessageError, RefusalCode
@@ -412,6 +414,31 @@ class Refusal(Fields):
     next_round: U64 = 0
 
 
+class AbsenceReason(StrEnum):
+    """Why a firm sits out."""
+
+    PAUSED = "paused"
+    MAINTENANCE = "maintenance"
+
+
+def _read_reason(reader: Reader) -> AbsenceReason:
+    text = reader.text()
+    try:
+        return AbsenceReason(text)
+    except ValueError as error:
+        raise MessageError(f"unknown reason of absence {text!r}; is the agent newer than this server?") from error
+
+
+@dataclass(frozen=True)
+class Absence(Fields):
+    """The firm takes part in no attempt for now. until: Unix time in seconds, 0 where nobody has said."""
+
+    kind: ClassVar[int] = 23
+    firm: Text
+    reason: Annotated[AbsenceReason, Codec(Writer.text, _read_reason)]
+    until: U64 = 0
+
+
 @dataclass(frozen=True)
 class Hello(Fields):
     """Which firm are you? Asked only on runtimes that do not know, which is why the answer is a claim."""
@@ -443,6 +470,7 @@ Reply = (
     | Release
     | Finished
     | Refusal
+    | Absence
 )
 Message = Request | Reply
 

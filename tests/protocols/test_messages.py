@@ -40,6 +40,7 @@ SAMPLES = [
     m.Finish(bytes(32), ()),
     m.Finished("firm-a", bytes(32)),
     m.Refusal("firm-a", RefusalCode.ROSTER, 4),
+    m.Absence("firm-a", m.AbsenceReason.MAINTENANCE, 1_772_460_000),
     m.Hello(),
     m.Present("firm-a"),
 ]

@@ -19,8 +19,9 @@ from dure_client.trainer.client import StatisticsSums, Trained
 from dure_protocols.errors import RefusedError
 from dure_protocols.global_state import model_digest
 from dure_protocols.identity import Identity
-from dure_protocols.job import CodecTerms, JobFile, ModelTerms
+from dure_protocols.job import CodecTerms, FedAvgTerms, JobFile, ModelTerms, ServerStepTerms
 from dure_protocols.messages import Approval, Proposal, Refusal, Request, decode, encode
+from dure_server.coordinator.checkpoints import Checkpoints
 from dure_server.coordinator.firms import Answer, Ask
 from dure_server.coordinator.record import JobRecord
 from dure_server.coordinator.rounds import Coordinator
@@ -162,6 +163,11 @@ class SimulatedLink:
         assert self.shared[digest].size == num_words
         return self.shared[digest]
 
+    def retract(self, digests: Sequence[bytes]) -> None:
+        brought = {digest for ask in self.asked.values() for digest in ask.arrays.values()}
+        for digest in set(digests) - brought:
+            self.shared.pop(digest, None)
+
     def _deliver(self, ask_id: str) -> None:
         ask = self.asked[ask_id]
         firm = self.firms[self._names[ask.node]]
@@ -215,6 +221,7 @@ class Consortium:
         threshold: int | None = None,
         initial: NDArray[np.float32] | None = None,
         codec: CodecTerms | None = None,
+        server_step: ServerStepTerms | None = None,
         make_trainer: Callable[[int, NDArray[np.float32]], Trains] = PowersTrainer,
     ) -> None:
         """make_trainer: from a firm's rank, from 1 on, and the first model to its trainer."""
@@ -240,12 +247,13 @@ class Consortium:
             ),
             contract={},
             codec=codec or CodecTerms(clip=1.0, count_cap=100),
+            server_step=server_step or FedAvgTerms(),
             rounds=rounds,
             selection_metric="validation_loss",
             seed=1,
             phase_seconds=phase_seconds,
         )
-        self.initial = initial
+        self.initial, self.folder = initial, folder
         self.firms = {
             name: Firm(name, identities[name], folder, make_trainer(rank + 1, initial), limits or FirmLimits())
             for rank, name in enumerate(names)
@@ -261,7 +269,8 @@ class Consortium:
 
     def start(self) -> Coordinator:
         """A fresh coordinator, as after a crash of the one before."""
-        self.coordinator = Coordinator(self.job, self.initial, self.link, JobRecord(self.store, self.job.id))
+        record = JobRecord(self.store, self.job.id)
+        self.coordinator = Coordinator(self.job, self.initial, self.link, record, Checkpoints(self.folder / "server"))
         return self.coordinator
 
     def run_until_keys(self) -> None:

@@ -17,7 +17,7 @@ FOUR = {"num_firms": 4, "rounds": 1}
 def without_finish(consortium):
     """Run every round of the job, and leave the firms before the end that they would be told of."""
     coordinator = consortium.start()
-    coordinator._finish = lambda: None
+    coordinator._finishing.run = lambda: None
     coordinator.run()
     return coordinator
 

@@ -59,13 +59,39 @@ def test_an_agent_that_crashes_between_two_phases_goes_on_from_its_files(tmp_pat
 
 
 @pytest.mark.parametrize("phase", ["join", "update", "release"])
-def test_an_agent_killed_before_its_answer_is_stored_costs_an_attempt_at_most(tmp_path, phase):
-    consortium = Consortium(tmp_path, rounds=3, faults=[Fault("firm-b", phase, 1, "lost")])
+def test_an_agent_killed_before_its_answer_is_stored_is_in_the_next_attempt_of_the_round(tmp_path, phase):
+    faults = [Fault("firm-b", phase, 1, "lost")]
+    consortium = Consortium(tmp_path, rounds=3, faults=faults, phase_seconds=5.0)
     consortium.run()
     members = consortium.members_by_round()
-    assert members[1] == (("firm-a", "firm-b", "firm-c") if phase == "release" else ("firm-a", "firm-c"))
-    assert members[2] == members[3] == ("firm-a", "firm-b", "firm-c")
+    assert members[1] == members[2] == members[3] == ("firm-a", "firm-b", "firm-c")
     assert {firm.side.state.hash for firm in consortium.firms.values()} == {consortium.coordinator.state.hash}
+
+
+@pytest.mark.parametrize("phase", ["join", "update"])
+def test_an_agent_that_is_killed_again_and_again_sits_the_round_out(tmp_path, phase):
+    consortium = Consortium(tmp_path, rounds=3, phase_seconds=5.0)
+    deliver, seen = consortium.link._deliver, set()
+
+    def kill_once_an_attempt(ask_id):
+        is_wanted = ask_id.startswith("job-1/1/") and f"/{phase}" in ask_id and ask_id.endswith("/1")
+        if is_wanted and ask_id not in seen:
+            seen.add(ask_id)
+            consortium.link.faults.append(Fault("firm-b", phase, 1, "lost"))
+        deliver(ask_id)
+
+    consortium.link._deliver = kill_once_an_attempt
+    consortium.run()
+    assert len(seen) == 2
+    members = consortium.members_by_round()
+    assert members[1] == ("firm-a", "firm-c")
+    assert members[2] == ("firm-a", "firm-b", "firm-c")
+
+
+def test_a_further_attempt_on_the_same_model_trains_nothing_again(tmp_path):
+    consortium = Consortium(tmp_path, rounds=2, faults=[Fault("firm-b", "update", 1, "refuse")])
+    consortium.run()
+    assert consortium.firms["firm-a"].trainer.trained_rounds == [1, 2]
 
 
 def final_model(folder, firm):
@@ -76,7 +102,7 @@ def test_a_firm_that_missed_the_last_rounds_gets_the_right_model_from_a_restarte
     faults = [Fault("firm-c", "join", number, "silent") for number in (1, 2, 3, 4)]
     consortium = Consortium(tmp_path, rounds=3, faults=faults)
     coordinator = consortium.start()
-    coordinator._finish = lambda: None  # it is killed here
+    coordinator._finishing.run = lambda: None  # it is killed here
     coordinator.run()
     assert consortium.firms["firm-c"].side.state.round < consortium.firms["firm-a"].side.state.round
     final = consortium.run()
@@ -88,13 +114,13 @@ def test_a_firm_that_is_away_at_the_end_takes_the_model_when_it_comes_back(tmp_p
     monkeypatch.setattr(conversation, "ABSENCE_SECONDS", 0.01)
     consortium = Consortium(tmp_path, rounds=1)
     coordinator = consortium.start()
-    finish = coordinator._finish
+    finish = coordinator._finishing.run
 
     def go_away_and_finish():
         consortium.link.away.add("firm-c")
         finish()
 
-    coordinator._finish = go_away_and_finish
+    coordinator._finishing.run = go_away_and_finish
     final = coordinator.run()
     assert not (tmp_path / "firm-c" / "job-1" / "final.f32").exists()
     consortium.link.away.clear()
@@ -170,7 +196,7 @@ def test_a_coordinator_that_waited_long_begins_at_once_after_a_restart(tmp_path,
     coordinator._talk.pause = count
     with pytest.raises(GaveUpError):
         coordinator.run()
-    assert "firm-c (not connected)" in pauses[0]
+    assert "firm-c (not connected: start its agent)" in pauses[0]
     consortium.link.away.clear()
     again, pauses_again = consortium.start(), []
     again._talk.pause = lambda situation, seconds: pauses_again.append(situation.sentence)

@@ -112,6 +112,7 @@ MESSAGES = {
     "Finish": {"job_digest": JOB, "sums": [PUBLISHED]},
     "Finished": {"firm": "firm-a", "model_hash": hexed("model")},
     "Refusal": {"firm": "firm-a", "code": "roster", "next_round": 4},
+    "Absence": {"firm": "firm-a", "reason": "maintenance", "until": 1772460000},
 }
 
 ASK_KEYS = "03" + JOB + "0000000000000001"
@@ -136,6 +137,9 @@ REFUSED = {
     ],
     "two snapshots where one is allowed": [[INVITATION + "00000000" + "00000002", 1], [JOB + "00000000", 2]],
     "a refusal with an unknown code": [["11" + "00000006" + b"firm-a".hex() + "00000003" + b"why".hex() + "00" * 8, 1]],
+    "an absence with an unknown reason": [
+        ["17" + "00000006" + b"firm-a".hex() + "00000003" + b"why".hex() + "00" * 8, 1]
+    ],
     "a tag box over its limit of 48 bytes": [
         ["07" + JOB + "0000000000000001" + "00000001" + ("00000006" + b"firm-a".hex()) * 2, 1],
         ["00", 1088],

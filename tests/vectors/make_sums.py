@@ -240,6 +240,7 @@ def model_cases():
     for rate in (1.0, 0.7):
         inputs = {"model": INITIAL.tobytes().hex(), "mean": means, "learning_rate": rate}
         yield case(f"the server step at a learning rate of {rate}", "server step", inputs)
+    yield from _step_cases()
     codec = job.codec.model_dump(mode="json")
     for name, fills, clip in (
         ("follows the root mean square", 0.03, 0.25),
@@ -258,6 +259,31 @@ def model_cases():
     yield case("what an update fills of its clip", "fill", filled)
     yield case("what an update and a residual fill of the clip", "fill", filled | {"residual": lost})
     yield from _course_cases(job)
+
+
+STEPS = {
+    "FedAvgM": {"kind": "fedavgm", "learning_rate": 0.7, "momentum": 0.9},
+    "FedAdagrad": {"kind": "fedadagrad", "learning_rate": 0.1, "adaptivity": 0.001},
+    "FedAdam": {"kind": "fedadam", "learning_rate": 0.01, "momentum": 0.9, "decay": 0.99, "adaptivity": 0.001},
+    "FedYogi": {"kind": "fedyogi", "learning_rate": 0.01, "momentum": 0.9, "decay": 0.99, "adaptivity": 0.001},
+}
+
+
+def _step_cases():
+    """Means that grow, shrink, are tiny, and are zero; one whose square is what FedYogi has already."""
+    rows = (
+        update("step 1", 7, 0.01),
+        update("step 2", 7, 2.0),
+        np.array([0.0, -0.0, 1e-22, -1e-30, 0.001, -0.001, 3.0], "<f4"),
+        np.zeros(7, "<f4"),
+    )
+    means = [row.astype("<f4").tobytes().hex() for row in rows]
+    for name, terms in {"FedAvg": {"kind": "fedavg", "learning_rate": 0.7}, **STEPS}.items():
+        inputs = {"terms": terms, "model": INITIAL.tobytes().hex(), "means": means}
+        yield case(f"four server steps of {name}", "server steps", inputs)
+    still = STEPS["FedAdam"] | {"momentum": 0.0, "decay": 0.0}
+    inputs = {"terms": still, "model": INITIAL.tobytes().hex(), "means": means}
+    yield case("four server steps of FedAdam that remembers nothing", "server steps", inputs)
 
 
 def _sums(job):
@@ -282,6 +308,7 @@ def _course_cases(job):
     initial = {"initial": INITIAL.tobytes().hex()}
     for name, of in (
         ("statistics, two training rounds whose sums move the clip, a closing round", moving),
+        *((f"with {name}", _job(server_step=terms)) for name, terms in STEPS.items()),
         ("a fixed clip and no selection", plain),
     ):
         inputs = {"job": of.to_bytes().decode(), "sums": list(_sums(of))} | initial
@@ -293,6 +320,7 @@ def _course_cases(job):
             vector = state.to_words().tobytes().hex()
             yield case(f"snapshot of the state before round {state.round}", "snapshot", given | {"vector": vector})
         state.advance(np.frombuffer(bytes.fromhex(published["vector"]), "<u8").copy(), 3)
+    yield from _snapshots_with_moments()
     cut = state.to_words()[:-1].tobytes().hex()
     yield case("refused: a snapshot cut short", "snapshot", given | {"vector": cut}, {"refusal": "malformed"})
     flags = state.to_words()
@@ -307,3 +335,16 @@ def _course_cases(job):
     yield case("refused: a sum that counts more vectors than members", "course", wrong, {"refusal": "malformed"})
     other = inputs | {"initial": (INITIAL + 1).astype("<f4").tobytes().hex()}
     yield case("refused: another first model than the job's", "course", other, {"refusal": "global-model"})
+
+
+def _snapshots_with_moments():
+    for name, terms in STEPS.items():
+        job = _job(server_step=terms)
+        state = GlobalState(job, INITIAL)
+        for published in list(_sums(job))[:3]:
+            state.advance(np.frombuffer(bytes.fromhex(published["vector"]), "<u8").copy(), 3)
+        given = {"job": job.to_bytes().decode(), "initial": INITIAL.tobytes().hex()}
+        words = state.to_words()
+        yield case(f"snapshot with the moments of {name}", "snapshot", given | {"vector": words.tobytes().hex()})
+    short = words[:-4].tobytes().hex()
+    yield case("refused: a snapshot without a moment", "snapshot", given | {"vector": short}, {"refusal": "malformed"})

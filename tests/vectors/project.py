@@ -8,15 +8,16 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from pydantic import TypeAdapter
 
 from dure_protocols import clip as clips
 from dure_protocols import messages
+from dure_protocols import server_step as steps
 from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.fields import Fields
 from dure_protocols.global_state import GlobalState
-from dure_protocols.global_state import server_step as next_model
 from dure_protocols.identity import Identity
-from dure_protocols.job import CodecTerms, JobFile, JobFileError, ServerStepTerms
+from dure_protocols.job import CodecTerms, FedAvgTerms, JobFile, JobFileError, ServerStepField
 from dure_protocols.secagg import escrow as escrows
 from dure_protocols.secagg import rows, shamir, tags
 from dure_protocols.secagg.codec import (
@@ -103,8 +104,8 @@ def from_json(hint, value):
         return tuple(from_json(kind, item) for kind, item in zip(kinds, value, strict=True))
     if hint is bytes:
         return unhex(value)
-    if hint is RefusalCode:
-        return RefusalCode(value)
+    if hint in {RefusalCode, messages.AbsenceReason}:
+        return hint(value)
     if isinstance(hint, type) and issubclass(hint, Fields):
         hints = get_type_hints(hint, vars(sys.modules[hint.__module__]))
         return hint(**{name: from_json(hints[name], item) for name, item in value.items()})
@@ -280,8 +281,19 @@ def job(inputs):
 
 
 def server_step(inputs):
-    terms = ServerStepTerms(learning_rate=inputs["learning_rate"])
-    return {"model": next_model(terms, floats(inputs["model"]), floats(inputs["mean"])).tobytes().hex()}
+    terms = FedAvgTerms(learning_rate=inputs["learning_rate"])
+    model, _ = steps.server_step(terms, floats(inputs["model"]), floats(inputs["mean"]), steps.Moments())
+    return {"model": model.tobytes().hex()}
+
+
+def server_steps(inputs):
+    terms = TypeAdapter(ServerStepField).validate_python(inputs["terms"])
+    model = floats(inputs["model"])
+    moments, after = steps.first_moments(terms, model.size), []
+    for mean in inputs["means"]:
+        model, moments = steps.server_step(terms, model, floats(mean), moments)
+        after.append({"model": model.tobytes().hex(), "moments": [v.tobytes().hex() for v in moments.vectors]})
+    return {"after": after}
 
 
 def clip(inputs):
@@ -354,6 +366,7 @@ OPERATIONS = {
     "tag": tag,
     "job": job,
     "server step": server_step,
+    "server steps": server_steps,
     "clip": clip,
     "fill": fill,
     "course": course,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dure_client.absence import local_now, pause_in_force
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs.approvals import KnownJob, Verdict, decide, known_job, known_jobs
@@ -54,6 +55,11 @@ def jobs(home: HomeOption) -> None:
         coloured = f"[{_COLOURS.get(state, 'yellow')}]{state}[/]{progress}"
         table.add_row(job.id, escape(job.title), escape(job.model.name), str(len(job.firms)), coloured)
     out.print(table)
+    for name in (None, *(known.job.id for known in found)):
+        paused = pause_in_force(agent_home, name, local_now())
+        if paused is not None:
+            end = f"until {paused.until.astimezone():%Y-%m-%d %H:%M}" if paused.until else "until `dure-agent resume`"
+            out.print(f"[yellow]{name or 'Every job'} is paused here {end}.[/]")
     for known in found:
         _print_result(agent_home, known, out)
 

@@ -30,6 +30,7 @@ def show(home: HomeOption) -> None:
     rows = Table.grid(padding=(0, 2))
     for name in ("approve_jobs", "minimum_cohort", "minimum_difference", "minimum_rows", "allow_any_installed_model"):
         rows.add_row(f"[dim]{name}[/]", str(getattr(policy, name)).lower())
+    rows.add_row("[dim]maintenance[/]", escape(", ".join(policy.maintenance)) or "never")
     out.print(rows)
     models = Table("Allowed model", "Digest", "Installed here", box=None, header_style="dim")
     for model in policy.allowed_models:

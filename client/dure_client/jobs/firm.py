@@ -9,10 +9,12 @@ needs lies in the agent's home, so it can be rebuilt at any moment. `run_agent` 
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
+from dure_client.absence import absence, local_now
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
 from dure_client.jobs.folder import JobFolder
@@ -29,13 +31,26 @@ from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
-from dure_protocols.messages import Approval, Finished, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
-from dure_protocols.secagg.codec import warm_up
+from dure_protocols.messages import (
+    Approval,
+    Finished,
+    Hello,
+    Invitation,
+    JobRequest,
+    Present,
+    Proposal,
+    Refusal,
+    Request,
+    decode,
+)
+from dure_protocols.secagg.codec import OutOfRangeError, warm_up
 from dure_protocols.secagg.terms import Randomness
 
 logger = logging.getLogger(__name__)
 
 Clock = Callable[[], datetime]
+IDLE_SECONDS = 600.0
+"""How long a job's trainer may wait for the next request: longer than a round's waits, shorter than a night."""
 
 
 def utc_now() -> datetime:
@@ -53,11 +68,15 @@ class Firm:
         randomness: Randomness = os.urandom,
         num_threads: int = 1,
         trainer_module: str = TRAINER_MODULE,
+        clock: Clock = local_now,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
 
-        `trainer_module`: the process that trains; another than the product's is for benchmarks.
+        `trainer_module`: the process that trains; another than the product's is for benchmarks. `clock`: the firm's
+        local time with its zone, by which maintenance windows open; `monotonic`: seconds, for idle trainers.
         """
+        self._clock, self._monotonic = clock, monotonic
         self._trainer_module = trainer_module
         self._home = home
         self._name = home.config().firm
@@ -78,6 +97,8 @@ class Firm:
             return self._refuse(error.code, error)
         except TrainerError as error:
             return self._refuse(error.refusal, error)
+        except OutOfRangeError as error:  # NaN in an update or a metric: the training went astray
+            return self._refuse(RefusalCode.TRAINING, error)
         except (MessageError, JobFileError) as error:
             return self._refuse(RefusalCode.MALFORMED, error)
         except DureError as error:
@@ -88,6 +109,18 @@ class Firm:
         for job in self._jobs.values():
             job.trainer.shut()
         self._aside.shutdown(cancel_futures=True)
+
+    def close_idle(self, idle_seconds: float = IDLE_SECONDS) -> int:
+        """End the trainers of jobs that nobody has asked anything of for so long: paused, failed and stopped ones, of
+        which a firm is not told. A later request starts it again. Called by a thread of its own; how many were ended.
+        """
+        now, ended = self._monotonic(), 0
+        for opened in list(self._jobs.values()):
+            is_idle = opened.trainer.pid is not None and now - opened.used_at >= idle_seconds
+            if is_idle and opened.side.while_idle(opened.trainer.close):
+                logger.info("job %s is quiet: its trainer is ended for now", opened.job.id)
+                ended += 1
+        return ended
 
     def resume(self) -> None:
         """Go on with results that an earlier process did not finish. Called once, when an agent starts."""
@@ -145,8 +178,18 @@ class Firm:
     def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
         opened = self._open(request.job_digest)
         # A firm that rejects a running job, or tightens its policy, does so from the next request on.
-        opened.side.use_limits(_limits(self._check(opened.job)))
-        reaction = opened.side.answer(request, given)
+        policy = self._check(opened.job)
+        opened.side.use_limits(_limits(policy))
+        if isinstance(request, Invitation):
+            away = absence(self._home, policy.maintenance, self._name, opened.job.id, self._clock())
+            if away is not None:
+                logger.info("job %s: this firm sits out (%s)", opened.job.id, away.reason.value)
+                opened.side.while_idle(opened.trainer.close)  # the machine is wanted for something else
+                return Reaction(away)
+        try:
+            reaction = opened.side.answer(request, given)
+        finally:
+            opened.used_at = self._monotonic()
         if isinstance(reaction.message, Finished) and opened.result is None:
             opened.result = self._aside.submit(self._write_result, opened)
         return reaction
@@ -160,7 +203,7 @@ class Firm:
             side = JobSide(
                 job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
             )
-            self._jobs[digest] = _OpenJob(job, side, folder, trainer)
+            self._jobs[digest] = _OpenJob(job, side, folder, trainer, self._monotonic())
             threading.Thread(target=warm_up, args=(layout_of(job, 1),), name="warm-up", daemon=True).start()
         return self._jobs[digest]
 
@@ -205,8 +248,9 @@ class Firm:
 class _OpenJob:
     """A job this process works on."""
 
-    def __init__(self, job: JobFile, side: JobSide, folder: JobFolder, trainer: TrainerClient) -> None:
+    def __init__(self, job: JobFile, side: JobSide, folder: JobFolder, trainer: TrainerClient, used_at: float) -> None:
         self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
+        self.used_at = used_at
         self.result: Future[None] | None = None
 
 

@@ -42,7 +42,7 @@ from dure_protocols.messages import (
 )
 from dure_protocols.secagg.codec import Contribution, add_contribution
 from dure_protocols.secagg.firm import FirmSession
-from dure_protocols.secagg.terms import Randomness, Terms
+from dure_protocols.secagg.terms import Randomness, Terms, numbers
 
 T = TypeVar("T")
 
@@ -115,6 +115,7 @@ class JobSide:
             self._session.restore(snapshot)
         self._loaded: GlobalState | None = None
         self._residual: Place | None = None  # of this attempt; set when the state is loaded
+        self._made: tuple[object, Contribution] | None = None  # a further attempt on the same model trains nothing
         self._lock = threading.Lock()
         self._answers: dict[type[JobRequest], Callable[..., Reaction]] = {
             AskKeys: self._advertise,
@@ -153,10 +154,26 @@ class JobSide:
         signature = self._identity.sign("dure training seed", self._job.digest())
         return int.from_bytes(hashlib.sha256(signature).digest()[:6], "big")
 
+    def _rounding(self, round_: int) -> int:
+        """Seed of the rounding noise, 64 bits. It follows from the job, the round and the firm's own key, and not from
+        the attempt: whatever crashes on the way, the round's update is quantised in one way, under masks of its own."""
+        signature = self._identity.sign("dure rounding", self._job.digest(), numbers(round_))
+        return int.from_bytes(hashlib.sha256(signature).digest()[:8], "big")
+
     def conclude(self, work: Callable[[], T]) -> T:
         """Run something that uses the job's trainer while no request does."""
         with self._lock:
             return work()
+
+    def while_idle(self, work: Callable[[], None]) -> bool:
+        """Run something that ends the job's trainer, unless a request or a result is using it. Whether it ran."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            work()
+        finally:
+            self._lock.release()
+        return True
 
     def _advertise(self, request: AskKeys, _: Given) -> Reaction:
         reply = self._session.advertise(request.epoch)
@@ -194,10 +211,9 @@ class JobSide:
         residual = self._kept_residual(request.round)
         with ThreadPoolExecutor(1, "masks") as aside:
             masks = aside.submit(keys.mask, layout)
-            contribution = self._contribution(request.round, residual)
+            contribution = self._contribution_of(request.round, residual)
             vector = masks.result()
-        rounding = int.from_bytes(self._randomness(8), "big")
-        clip = self.state.clip
+        rounding, clip = self._rounding(request.round), self.state.clip
         add_contribution(
             vector, layout, contribution, clip=clip, rounding=rounding, tag_key=keys.tag, residual=residual
         )
@@ -252,6 +268,7 @@ class JobSide:
             if self._firm in entry.members and is_training(self._job, entry.round):
                 self._residual = (entry.epoch, entry.round, entry.attempt)
         if state.round != before:
+            self._made = None
             self._released.save()
             self._folder.save_state(state, self._residual)
 
@@ -273,6 +290,14 @@ class JobSide:
         if round_ == STATISTICS_ROUND and members < len(self._job.firms):
             # Exact sums: the difference of two member sets would be one firm's statistics.
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, "statistics are summed over every firm of the job, or not")
+
+    def _contribution_of(self, round_: int, residual: NDArray[np.float32] | None) -> Contribution:
+        """The contribution to a round: made once, and kept until the firm stands on another model."""
+        place = (self.state.hash, self._limits.minimum_rows)
+        if self._made is None or self._made[0] != place:
+            self._made = None
+            self._made = (place, self._contribution(round_, residual))
+        return self._made[1]
 
     def _contribution(self, round_: int, residual: NDArray[np.float32] | None) -> Contribution:
         """What goes under the masks: the trainer's work, rows under the cap, exact words in the layout's order."""

@@ -22,6 +22,7 @@ from dure_protocols.messages import (
 from dure_protocols.secagg.server import establish_for
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.record import JobRecord, Situation
+from dure_server.coordinator.sentences import told_code
 
 MAX_EPOCH_TRIES = 5
 M = TypeVar("M", bound=Reply)
@@ -126,7 +127,7 @@ class Agreement:
 
     def _with_code(self, firm: str) -> str:
         code = self._refused.get(firm, RefusalCode.NOT_APPROVED)
-        return firm if code is RefusalCode.NOT_APPROVED else f"{firm} (refused: {code.value})"
+        return firm if code is RefusalCode.NOT_APPROVED else f"{firm} ({told_code(code.value)})"
 
     def agree_keys(self, *, fresh: bool = False) -> Keys:
         """Hybrid keys between every two firms, once an epoch. Goes on with the epoch that stands unless `fresh`."""

@@ -16,6 +16,7 @@ from dure_protocols.frames import Place
 from dure_protocols.messages import Refusal, Reply, Request, decode, encode
 from dure_server.coordinator.firms import Answer, Ask, Firms
 from dure_server.coordinator.record import JobRecord, Situation
+from dure_server.coordinator.sentences import told_awaited
 
 LOOK_UP_SECONDS = 0.5  # how often a wait looks whether the job was stopped and who is still connected
 ABSENCE_SECONDS = 5.0  # how long a firm may be disconnected before others go on without it
@@ -46,6 +47,9 @@ class Conversation:
     def __init__(self, job: str, firms: Firms, record: JobRecord, clock: Callable[[], float] = time.monotonic) -> None:
         self._job, self._firms, self._record, self._clock = job, firms, record, clock
         self._asked: list[str] = []
+        self._kept: list[str] = []
+        self.aside = ""
+        """What is shown behind each sentence: who sits out of this attempt, and why."""
         self.bytes_down = 0
         """Bytes of requests since somebody set it to zero; arrays not counted."""
 
@@ -72,7 +76,7 @@ class Conversation:
         Raises JobStoppedError when the operator stops the job.
         """
         ids = self._push(requests, situation, key, arrays or {})
-        self._asked += [] if keep else list(ids)
+        (self._kept if keep else self._asked).extend(ids)
         started = absent_since = last_look = self._clock()
         missing = dict(ids)
         self._show(situation, missing.values())
@@ -86,8 +90,9 @@ class Conversation:
             last_look = now = self._clock()
             if not self._record.should_run():
                 raise JobStoppedError(f"job {self._job} was paused or stopped")
-            if missing and self.connected() & set(missing.values()):
-                absent_since = now
+            if missing:
+                connected = self._show(situation, missing.values())
+                absent_since = now if connected & set(missing.values()) else absent_since
             waited, absent = now - started, now - absent_since
             if patience_seconds is not None and (waited > patience_seconds or absent > ABSENCE_SECONDS):
                 return
@@ -96,6 +101,12 @@ class Conversation:
         """Drop everything asked since the last call, with the answers and their arrays."""
         asked, self._asked = self._asked, []
         self._firms.forget(asked)
+
+    def forget_all(self) -> None:
+        """Drop what was asked with `keep`, too: the job is over for everybody."""
+        kept, self._kept = self._kept, []
+        self._firms.forget(kept)
+        self.forget()
 
     def pause(self, situation: Situation, seconds: float = LOOK_UP_SECONDS) -> None:
         """Wait a moment for something outside, saying why. Raises JobStoppedError."""
@@ -126,10 +137,16 @@ class Conversation:
         self.bytes_down += sum(len(ask.body) for ask in asks)
         return dict(zip(self._firms.push(asks), requests, strict=True))
 
-    def _show(self, situation: Situation, missing: Iterable[str]) -> None:
-        names = tuple(sorted(missing))
-        sentence = f"{situation.sentence}: waiting for {', '.join(names)}" if names else situation.sentence
+    def _show(self, situation: Situation, missing: Iterable[str]) -> set[str]:
+        """Show who is awaited. Returns who is connected."""
+        names, connected = tuple(sorted(missing)), self.connected()
+        sentence = situation.sentence
+        if names:
+            sentence += f": waiting for {told_awaited(names, connected)}"
+        if self.aside:
+            sentence += f"; {self.aside}"
         self._record.show(replace(situation, sentence=sentence, waiting_for=names))
+        return connected
 
 
 def _heard(firm: str, answer: Answer) -> Heard:

@@ -6,6 +6,7 @@ import numpy as np
 
 from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
+from dure_server.coordinator.checkpoints import Checkpoints
 from dure_server.coordinator.conversation import JobStoppedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import JobRecord
@@ -29,7 +30,7 @@ def run_job(home: ServerHome, job_id: str, drive: Callable[[JobFile, Course], No
 
         def course(firms: Firms) -> None:
             initial = np.fromfile(folder / INITIAL_MODEL_FILE, "<f4")
-            final = Coordinator(job, initial, firms, record).run()
+            final = Coordinator(job, initial, firms, record, Checkpoints(folder)).run()
             aside = folder / f"{FINAL_MODEL_FILE}.part"
             final.tofile(aside)
             aside.replace(folder / FINAL_MODEL_FILE)

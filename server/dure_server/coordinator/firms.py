@@ -59,3 +59,6 @@ class Firms(Protocol):
 
     def load(self, digest: bytes, num_words: int) -> Words:
         """A vector that was shared before, mapped."""
+
+    def retract(self, digests: Sequence[bytes]) -> None:
+        """Delete shared vectors, but for those that some request still brings to a firm."""

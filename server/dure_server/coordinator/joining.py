@@ -12,6 +12,7 @@ from dure_protocols.job import JobFile
 from dure_protocols.messages import (
     ARRAY_SNAPSHOT,
     MAX_SUMS,
+    Absence,
     EscrowedJoin,
     Invitation,
     Join,
@@ -27,16 +28,22 @@ from dure_server.coordinator.agreement import EpochLostError, Keys, code_of
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import FinishedRound, Situation
+from dure_server.coordinator.sentences import told_absence
+from dure_server.operation import Operation
 
 Place = tuple[int, int, int]
 Arrays = Mapping[str, Mapping[str, bytes]]
 
 
 class Standings:
-    """Which published sums each firm has applied, as far as is known."""
+    """Which published sums each firm has applied, as far as is known, and which sums are still there to help with.
+
+    kept_from: the first round whose sum is kept; a firm that stands before an earlier one takes a snapshot.
+    """
 
     def __init__(self, state: GlobalState) -> None:
         self._state = state
+        self.kept_from = 0
         self._published: list[FinishedRound] = []
         self._stands_before: dict[str, int] = {}
 
@@ -52,6 +59,27 @@ class Standings:
         """The round that each firm stands before; one that has not been heard of has probably missed one sum."""
         return {firm: self._stands_before.get(firm, self._state.round - 1) for firm in sorted(firms)}
 
+    def has_strangers(self, job: JobFile) -> bool:
+        """Whether a firm has not been heard since this process began, so that it may stand anywhere."""
+        return not set(job.firms) <= set(self._stands_before)
+
+    def forgettable(self, job: JobFile, witnesses: int) -> int:
+        """The first round whose sum has to be kept.
+
+        Sums that all firms have applied are not; and of firms further behind than one message of sums, as many may be
+        left to snapshots as there are firms enough besides to vouch for one. Nobody knows where a firm stands that has
+        not been heard since this process began.
+        """
+        stands = sorted(self._stands_before.get(firm, 0) for firm in job.firms)
+        return max(stands[0], min(stands[len(stands) - witnesses], self._state.round - MAX_SUMS))
+
+    def drop(self, number: int) -> list[bytes]:
+        """Keep sums from this round on. Returns the digests of those that were kept for nothing before it."""
+        dropped = [done.sum_digest for done in self._published if done.number < number]
+        self._published = [done for done in self._published if done.number >= number]
+        self.kept_from = number
+        return dropped
+
     def can_help(self, refusal: Refusal, sent_from: int) -> bool:
         """A firm that says where it stands can be helped, unless it stands where it was helped from already."""
         stands_behind = refusal.next_round < self._state.round and refusal.next_round != sent_from
@@ -59,7 +87,7 @@ class Standings:
 
     def sums_from(self, next_round: int) -> tuple[PublishedSum, ...]:
         """What a firm that stands before this round lacks, at most as many sums as a message takes."""
-        missing = [done for done in self._published if done.number >= next_round][:MAX_SUMS]
+        missing = [done for done in self._published if done.number >= max(next_round, self.kept_from)][:MAX_SUMS]
         return tuple(
             PublishedSum(done.epoch, done.number, done.attempt, done.cohort, done.members, done.sum_digest)
             for done in missing
@@ -76,15 +104,36 @@ class Joining:
         self._state, self._standings = state, standings
         self._terms = Terms.of(job)
         self._digest = job.digest()
+        self.operation = Operation()
         self._away: set[str] = set()
         self._lost: set[str] = set()
         self._disbelieve: set[str] = set()
+        self._sits_out: dict[str, str] = {}
+        self.snapshots: list[bytes] = []
+        """Digests of what was shared for single firms, to be retracted when the round is over."""
         self.refused: dict[str, str] = {}
+
+    @property
+    def sitting_out(self) -> str:
+        """Who sits out of the attempt by its own word, and until when; empty if nobody does."""
+        return "; ".join(f"{firm} is {why}" for firm, why in sorted(self._sits_out.items()))
 
     def invited(self, excluded: set[str]) -> set[str]:
         """Whom to invite. A firm that did not come last time is waited for again once it is connected."""
         self._away -= self._talk.connected()
         return set(self._job.firms) - excluded - self._away
+
+    def killed(self, invited: set[str]) -> set[str]:
+        """Those who were killed after they had joined and before they could say so: a fresh attempt helps them."""
+        return {firm for firm in invited if self.refused.get(firm) == RefusalCode.REPLAY.value}
+
+    def note_dropped(self, dropped: Mapping[str, str]) -> set[str]:
+        """Note who dropped out of an attempt and why. Returns who may be back for the next one: killed on the way and
+        here again, or cut off and invited as soon as it is connected."""
+        self.refused |= dropped
+        cut_off = set(dropped) - self._talk.connected()
+        self._away |= cut_off
+        return cut_off | {firm for firm, why in dropped.items() if why == RefusalCode.ATTEMPT_SPENT.value}
 
     def gather(self, keys: Keys, place: Place, invited: set[str]) -> dict[str, Join | EscrowedJoin]:
         """Invite, help those behind, and return the joins that are signed for this place and on our model, by firm.
@@ -92,7 +141,7 @@ class Joining:
         Raises EpochLostError when a firm has lost its keys, JobFailedError when too many cannot go on.
         """
         self.refused = {firm: why for firm, why in self.refused.items() if firm not in invited}
-        self._lost = set()
+        self._lost, self._sits_out = set(), {}
         joins = self._gather_computing(keys, place, invited)
         if len(self._job.firms) - len(self._disbelieve) < self._terms.least_survivors:
             raise JobFailedError(
@@ -120,7 +169,10 @@ class Joining:
             for heard in self._ask(invitations, arrays, place, f".{tries}"):
                 message = heard.message
                 if isinstance(message, Refusal) and self._standings.can_help(message, asked[heard.firm]):
-                    behind[heard.firm] = message.next_round
+                    if message.next_round < self._standings.kept_from:
+                        self._lost.add(heard.firm)
+                    else:
+                        behind[heard.firm] = message.next_round
                 else:
                     self._hear(keys, place, heard, joins)
             tries += 1
@@ -141,6 +193,7 @@ class Joining:
             return {}
         witnesses = tuple(_join_of(joined[firm]) for firm in sorted(joined))
         digest = self._firms.share(self._state.to_words())
+        self.snapshots.append(digest)
         invitation = Invitation(self._digest, *place, (), (Snapshot(digest, witnesses),))
         joins: dict[str, Join | EscrowedJoin] = {}
         arrays = {firm: {ARRAY_SNAPSHOT: digest} for firm in lost}
@@ -152,7 +205,7 @@ class Joining:
     def _ask(self, requests: Mapping[str, Request], arrays: Arrays, place: Place, key: str) -> Sequence[Heard]:
         sentence = f"round {place[1]}: inviting the firms"
         situation = Situation("join", sentence, place[1], place[2], tuple(sorted(requests)))
-        patience = self._job.phase_seconds
+        patience = self.operation.seconds("join", self._job)
         return list(self._talk.ask(requests, situation, key=key, arrays=arrays, patience_seconds=patience))
 
     def _hear(self, keys: Keys, place: Place, heard: Heard, joins: dict[str, Join | EscrowedJoin]) -> None:
@@ -177,6 +230,8 @@ class Joining:
             self.refused[heard.firm] = message.code.value
         elif isinstance(message, Refusal) and message.code is RefusalCode.SNAPSHOT_NEEDED:
             self._lost.add(heard.firm)
+        elif isinstance(message, Absence):
+            self.refused[heard.firm] = self._sits_out[heard.firm] = told_absence(message)
         else:
             self.refused[heard.firm] = code_of(heard)
 

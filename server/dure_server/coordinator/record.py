@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dure_protocols.errors import RefusalCode
+from dure_server.operation import Operation
 from dure_server.store import JobState, RoundState, SignoffState, Store
 
 
 @dataclass(frozen=True)
 class FinishedRound:
-    """A round whose sum is published. cohort: who masked; members: whose vectors the sum holds."""
+    """A round whose sum is published. cohort: who masked; members: whose vectors the sum holds; model_digest: SHA-256
+    of the model after it; metrics: the round metrics' means."""
 
     number: int
     epoch: int
@@ -17,6 +19,8 @@ class FinishedRound:
     cohort: tuple[str, ...]
     members: tuple[str, ...]
     sum_digest: bytes
+    model_digest: bytes
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,21 @@ class JobRecord:
         """Finish or fail the job."""
         with self._store.transaction() as at:
             at.jobs.set_state(self._job, state, reason)
+
+    def operation(self) -> Operation:
+        """How the operator wants the job to be run, as of now."""
+        with self._store.reading() as at:
+            return Operation.model_validate(at.jobs.get(self._job).operation)
+
+    def sums_from(self) -> int:
+        """The first round whose sum is still kept for firms that are behind."""
+        with self._store.reading() as at:
+            return at.jobs.get(self._job).sums_from
+
+    def keep_sums_from(self, number: int) -> None:
+        """Note that earlier sums are deleted, before they are."""
+        with self._store.transaction() as at:
+            at.jobs.keep_sums_from(self._job, number)
 
     def epoch(self) -> int:
         """The epoch whose keys are in use; 0 before the first."""
@@ -104,6 +123,8 @@ class JobRecord:
                     tuple(row.members),
                     tuple(row.summed),
                     bytes.fromhex(row.sum_digest or ""),
+                    bytes.fromhex(row.model_digest or ""),
+                    row.metrics,
                 )
                 for row in at.rounds.of(self._job)
                 if row.state is RoundState.FINISHED
@@ -112,8 +133,8 @@ class JobRecord:
     def open_attempt(self, number: int) -> OpenAttempt | None:
         """The attempt at a round that a coordinator before us had fixed the members of, if one stands open."""
         with self._store.reading() as at:
-            rows = [row for row in at.rounds.of(self._job) if row.number == number and row.state is RoundState.RUNNING]
-            row = next((row for row in rows if row.members), None)
+            rows = at.rounds.of(self._job, number)
+            row = next((row for row in rows if row.state is RoundState.RUNNING and row.members), None)
             if row is None:
                 return None
             return OpenAttempt(row.attempt, tuple(row.members), tuple(row.survivors) if row.survivors else None)

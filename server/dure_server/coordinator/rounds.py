@@ -14,36 +14,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MessageError, RefusedError
-from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, layout_of
+from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, last_round, layout_of
 from dure_protocols.job import JobFile
-from dure_protocols.messages import EscrowedJoin, Finish, Finished, Join, Refusal, Release, Request
+from dure_protocols.messages import MAX_SUMS, EscrowedJoin, Join, Release
 from dure_protocols.secagg.codec import Words, warm_up
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.terms import Terms
 from dure_server.coordinator.agreement import Agreement, EpochLostError, Keys
+from dure_server.coordinator.checkpoints import Checkpoints
 from dure_server.coordinator.conversation import Conversation, JobFailedError
+from dure_server.coordinator.finishing import Finishing
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.joining import Joining, Standings
 from dure_server.coordinator.record import FinishedRound, JobRecord, OpenAttempt, Situation
+from dure_server.coordinator.sentences import NO_ANSWER, NOT_CONNECTED, told_code
 from dure_server.coordinator.summing import Summing, Uploads
+from dure_server.operation import Operation
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between attempts that too few firms took part in
+CHECKPOINT_ROUNDS = 16  # how many sums are worth a checkpoint, after which they are deleted
 
 
 class Coordinator:
     """Runs one job over `firms`, writing to `record`. Made once a process; call `run`."""
 
-    def __init__(self, job: JobFile, initial: NDArray[np.float32], firms: Firms, record: JobRecord) -> None:
-        self._job, self._firms, self._record = job, firms, record
+    def __init__(
+        self,
+        job: JobFile,
+        initial: NDArray[np.float32],
+        firms: Firms,
+        record: JobRecord,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self._job, self._firms, self._record, self._checkpoints = job, firms, record, checkpoints
         self._terms = Terms.of(job)
         self._talk = Conversation(job.id, firms, record)
         self._agreement = Agreement(job, self._talk, record)
         self._seconds: dict[str, float] = {}
         self._attempt = 0
+        self._operation = Operation()
+        self._selection: list[float] = []  # the selection metric, round by round
         self.state = GlobalState(job, initial)
         self._standings = Standings(self.state)
         self._joining = Joining(job, firms, self._talk, self.state, self._standings)
         self._summing = Summing(job, self._talk, record)
+        self._finishing = Finishing(job, firms, self._talk, record, self.state, self._standings)
 
     def run(self) -> NDArray[np.float32]:
         """From wherever the job stands to its end. Returns the final model, (d,) float32.
@@ -55,7 +70,7 @@ class Coordinator:
         self._agreement.gather_approvals()
         if not self.state.is_over:
             self._run_rounds()
-        self._finish()
+        self._finishing.run()
         return self.state.final
 
     def _run_rounds(self) -> None:
@@ -68,28 +83,42 @@ class Coordinator:
                 keys = self._agreement.agree_keys(fresh=True)
 
     def _catch_up(self) -> None:
-        """Compute the model again from the sums that were published before."""
-        for done in self._record.finished_rounds():
-            words = self._firms.load(done.sum_digest, layout_of(self._job, done.number).words)
-            self.state.advance(words, len(done.members))
+        """Compute the model again: from the newest checkpoint, and the sums that were published since."""
+        finished = self._record.finished_rounds()
+        self._checkpoints.restore(self.state, {done.number: done.model_digest for done in finished})
+        for done in finished:
+            if done.number >= self.state.round:
+                words = self._firms.load(done.sum_digest, layout_of(self._job, done.number).words)
+                self.state.advance(words, len(done.members))
             self._standings.publish(done)
+            self._note_metric(done.metrics)
+        # What a process before us was about to delete when it was killed is among the last of these.
+        self._firms.retract(self._standings.drop(self._record.sums_from())[-2 * MAX_SUMS :])
 
     def _round(self, keys: Keys) -> None:
         """One round: attempts until one is complete, then publish its sum and move on."""
         number = self.state.round
         excluded: set[str] = set()
+        returned: set[str] = set()  # came back in this round after they were killed, which each may do once
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
             fixed = self._record.open_attempt(number)
             self._attempt = fixed.attempt if fixed else self._record.reserve_attempt(number)
-            self._talk.bytes_down, self._seconds = 0, {}
+            self._talk.bytes_down, self._seconds, self._talk.aside = 0, {}, ""
+            self._operation = self._joining.operation = self._summing.operation = self._record.operation()
             with self._timed("join"):
                 invited = set(fixed.members) if fixed else self._joining.invited(excluded)
                 joins = self._joining.gather(keys, self._place(keys), invited)
+            self._talk.aside = self._joining.sitting_out
             if fixed and set(joins) != set(fixed.members):
                 self._abandon(f"{', '.join(sorted(set(fixed.members) - set(joins)))} did not come back")
                 continue
-            if not self._is_enough(joins):
+            killed = self._joining.killed(invited) - returned
+            if killed:
+                returned |= killed
+                self._talk.forget()
+                continue
+            if len(joins) < self._quorum:
                 excluded = set()
                 self._talk.forget()
                 self._talk.pause(self._why_waiting(set(joins)), pause_seconds)
@@ -98,8 +127,9 @@ class Coordinator:
             dropped = self._sum(keys, joins, fixed)
             if not dropped:
                 return
-            excluded |= set(dropped)
-            self._joining.refused |= dropped
+            back = self._joining.note_dropped(dropped) - returned
+            returned |= back
+            excluded |= set(dropped) - back
 
     def _sum(self, keys: Keys, joins: Mapping[str, Join | EscrowedJoin], fixed: OpenAttempt | None) -> dict[str, str]:
         """One attempt from its cohort to its sum. Returns who must be left out of the next one, and why; empty when the
@@ -109,13 +139,16 @@ class Coordinator:
         escrows = [join for join in joins.values() if isinstance(join, EscrowedJoin)]
         plain = [join.join if isinstance(join, EscrowedJoin) else join for join in joins.values()]
         attempt = Attempt(self._terms, keys.transcript, self._place(keys), plain, self.state.hash, escrows)
+        if number == last_round(self._job):
+            self._finishing.note_last(attempt.place, plain)
         settled = fixed.survivors if fixed else None
         with self._timed("update"):
             uploads = self._summing.gather_updates(attempt, plain, settled)
         if self._terms.threshold is None:
             is_lost = bool(uploads.dropped)
         else:
-            is_lost = not self._is_enough(attempt.survivors) or (settled is not None and attempt.survivors != settled)
+            is_too_few = len(attempt.survivors) < self._num_needed
+            is_lost = is_too_few or (settled is not None and attempt.survivors != settled)
         unopenable = attempt.unopenable
         if is_lost or unopenable:
             self._abandon(_told(uploads.dropped | unopenable))
@@ -151,20 +184,22 @@ class Coordinator:
         """Statistics are exact, so their sum over all firms but one would show that one: they need every firm."""
         return len(self._job.firms) if self.state.round == STATISTICS_ROUND else self._terms.least_survivors
 
-    def _is_enough(self, members: Mapping[str, Join | EscrowedJoin] | tuple[str, ...]) -> bool:
-        return len(members) >= self._num_needed
+    @property
+    def _quorum(self) -> int:
+        """The fewest firms to begin an attempt with."""
+        return max(self._num_needed, self._operation.quorum or 0)
 
     def _why_waiting(self, members: set[str]) -> Situation:
         missing = sorted(set(self._job.firms) - members)
         connected = self._talk.connected()
         told = [f"{firm} ({self._why_missing(firm, connected)})" for firm in missing]
-        sentence = f"{len(members)} of at least {self._num_needed} firms are ready; missing: {', '.join(told)}"
+        sentence = f"{len(members)} of at least {self._quorum} firms are ready; missing: {', '.join(told)}"
         return Situation("join", sentence, self.state.round, self._attempt, tuple(sorted(members)), tuple(missing))
 
     def _why_missing(self, firm: str, connected: set[str]) -> str:
         if firm not in connected:
-            return "not connected"
-        return self._joining.refused.get(firm, "no answer in time")
+            return NOT_CONNECTED
+        return told_code(self._joining.refused.get(firm, NO_ANSWER))
 
     def _publish(self, attempt: Attempt, releases: Mapping[str, Release], uploads: Uploads) -> None:
         number, members = self.state.round, attempt.survivors
@@ -188,8 +223,50 @@ class Coordinator:
             note=uploads.complaints,
         )
         epoch, _, attempt_number = attempt.place
-        self._standings.publish(FinishedRound(number, epoch, attempt_number, attempt.members, members, sum_digest))
+        done = FinishedRound(
+            number,
+            epoch,
+            attempt_number,
+            attempt.members,
+            members,
+            sum_digest,
+            self.state.digest,
+            outcome.metrics,
+        )
+        self._standings.publish(done)
         self._talk.forget()
+        self._drop_sums(self._standings.forgettable(self._job, self._terms.witnesses))
+        self._note_metric(outcome.metrics)
+        self._check_divergence()
+
+    def _drop_sums(self, number: int) -> None:
+        """Delete sums that no firm needs, now and then: before that, the state is kept that they led to."""
+        self._firms.retract(self._joining.snapshots)
+        self._joining.snapshots.clear()
+        if number - self._standings.kept_from < CHECKPOINT_ROUNDS and not self.state.is_over:
+            return
+        if number > self._standings.kept_from:
+            self._checkpoints.save(self.state)
+            self._record.keep_sums_from(number)
+            self._firms.retract(self._standings.drop(number))
+
+    def _note_metric(self, metrics: Mapping[str, float]) -> None:
+        metric = self._job.selection_metric
+        if metric is not None and metric in metrics:
+            self._selection.append(metrics[metric])
+
+    def _check_divergence(self) -> None:
+        """Stop a job that has run away from its best model. Raises JobFailedError with what to do."""
+        if self.state.is_over:
+            return
+        why = "" if np.isfinite(self.state.model).all() else "the model holds NaN or infinity"
+        why = why or self._operation.why_diverged(self._selection)
+        if why:
+            raise JobFailedError(
+                f"the training diverged, so the job was stopped after round {self.state.round - 1}: {why}. Propose a"
+                " job with lower learning rates; or, to go on all the same, `dure-server job set"
+                f" {self._job.id} --diverged-rounds 0` and `dure-server job start {self._job.id}`"
+            )
 
     def _advance(self, total: Words, members: tuple[str, ...]) -> RoundOutcome:
         try:
@@ -199,38 +276,6 @@ class Coordinator:
                 f"the sum of round {self.state.round} is not one that honest firms can give ({error}); one of"
                 f" {', '.join(members)} runs another program or another version. Nothing was published"
             ) from error
-
-    def _finish(self) -> None:
-        """Hand every firm what it has not applied yet. The requests stay for those that are away; nobody is waited for.
-
-        A firm answers when it holds the final model, and then takes part no more.
-        """
-        behind = self._standings.of(set(self._job.firms))
-        done: set[str] = set()
-        tries = 0
-        while behind:
-            requests: dict[str, Request] = {}
-            arrays = {}
-            for firm, next_round in behind.items():
-                sums = self._standings.sums_from(next_round)
-                requests[firm] = Finish(self._job.digest(), sums)
-                arrays[firm] = {entry.array_name: entry.vector_digest for entry in sums}
-            situation = Situation("finish", "handing over the model", members=tuple(sorted(self._job.firms)))
-            asked, behind = behind, {}
-            for heard in self._talk.ask(
-                requests, situation, key=f".{tries}", arrays=arrays, patience_seconds=self._job.phase_seconds, keep=True
-            ):
-                message = heard.message
-                if isinstance(message, Finished) and message.model_hash == self.state.hash:
-                    done.add(heard.firm)
-                elif isinstance(message, Refusal) and self._standings.can_help(message, asked[heard.firm]):
-                    behind[heard.firm] = message.next_round
-            tries += 1
-        missing = sorted(set(self._job.firms) - done)
-        sentence = "the job is finished"
-        if missing:
-            sentence += f"; {', '.join(missing)} will take the model when connected again"
-        self._record.show(Situation("finished", sentence, members=tuple(sorted(done)), waiting_for=tuple(missing)))
 
 
 def _told(dropped: Mapping[str, str]) -> str:

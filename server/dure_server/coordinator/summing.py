@@ -14,6 +14,8 @@ from dure_protocols.secagg.terms import Terms
 from dure_server.coordinator.agreement import code_of
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.record import JobRecord, Situation
+from dure_server.coordinator.sentences import NO_ANSWER
+from dure_server.operation import Operation
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Summing:
         self._job, self._talk, self._record = job, talk, record
         self._terms = Terms.of(job)
         self._digest = job.digest()
+        self.operation = Operation()
 
     def gather_updates(
         self, attempt: Attempt, joins: Sequence[Join], settled: tuple[str, ...] | None = None
@@ -62,7 +65,7 @@ class Summing:
         }
         uploads = Uploads()
         situation = self._situation("update", f"firms are {what}", attempt)
-        for heard in self._talk.ask(requests, situation, patience_seconds=self._job.phase_seconds):
+        for heard in self._talk.ask(requests, situation, patience_seconds=self.operation.seconds("update", self._job)):
             uploads.size_bytes += heard.size_bytes
             receipt, vector = heard.message, heard.arrays.get(ARRAY_MASKED)
             if not isinstance(receipt, MaskedUpdate) or vector is None:
@@ -78,7 +81,7 @@ class Summing:
                 continue
             uploads.receipts[heard.firm] = receipt
         absent = set(asked) - set(uploads.receipts) - set(uploads.dropped)
-        uploads.dropped |= dict.fromkeys(sorted(absent), "no answer in time")
+        uploads.dropped |= dict.fromkeys(sorted(absent), NO_ANSWER)
         return uploads
 
     def gather_votes(self, attempt: Attempt, uploads: Uploads) -> tuple[tuple[Vote, ...], dict[str, str]]:
@@ -87,9 +90,9 @@ class Summing:
         receipts = tuple(uploads.receipts[firm] for firm in attempt.survivors)
         request = VoteRequest(self._digest, *attempt.place, receipts)
         votes: dict[str, Vote] = {}
-        silent = dict.fromkeys(attempt.survivors, "no answer in time")
+        silent = dict.fromkeys(attempt.survivors, NO_ANSWER)
         requests = dict.fromkeys(attempt.survivors, request)
-        for heard in self._talk.ask(requests, situation, patience_seconds=self._job.phase_seconds):
+        for heard in self._talk.ask(requests, situation, patience_seconds=self.operation.seconds("vote", self._job)):
             silent[heard.firm] = code_of(heard)
             if isinstance(heard.message, Vote):
                 try:
@@ -113,7 +116,7 @@ class Summing:
         needed = threshold or len(survivors)
         releases: dict[str, Release] = {}
         problems: dict[str, str] = {}
-        patience: float | None = self._job.phase_seconds if threshold else None
+        patience = self.operation.seconds("release", self._job) if threshold else None
         while not attempt.can_open(releases):
             waiting = [firm for firm in survivors if firm not in releases and firm not in problems]
             if not waiting:

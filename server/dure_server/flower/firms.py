@@ -66,6 +66,10 @@ class LinkFirms:
         """A vector that was shared before, mapped."""
         return self._grid.shared(digest.hex(), "uint64", (num_words,)).numpy().view(np.uint64)
 
+    def retract(self, digests: Sequence[bytes]) -> None:
+        """Delete shared vectors, but for those that some request still brings to a firm."""
+        self._grid.desk.retract([digest.hex() for digest in digests])
+
     def _message(self, ask: Ask) -> Message:
         arrays = {name: self._grid.shared_words(digest.hex()) for name, digest in ask.arrays.items()}
         return Message(
@@ -152,6 +156,11 @@ class GridFirms:
         if size_bytes != 8 * num_words:
             raise MisuseError(f"{file} should hold {8 * num_words} bytes; without that sum the job cannot go on")
         return map_array(file, "uint64", (num_words,)).view(np.uint64)
+
+    def retract(self, digests: Sequence[bytes]) -> None:
+        """Delete shared vectors. What was pushed took its own copy along."""
+        for digest in digests:
+            (self._vectors / digest.hex()).unlink(missing_ok=True)
 
     def _hear_names(self) -> None:
         """Take the answers to greetings that are here by now."""

@@ -1,5 +1,6 @@
 """Jobs and the states they may pass through."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy import select
@@ -38,7 +39,8 @@ class Jobs:
                 f"job {job_file.id} exists with another digest: a proposed job never changes, choose a new id"
             )
         row = Job(id=job_file.id, title=job_file.title, digest=digest, body=job_file.to_bytes(), reason="")
-        row.num_rounds, row.epoch, row.state = job_file.rounds, 0, JobState.PROPOSED
+        row.num_rounds, row.epoch, row.state, row.operation = job_file.rounds, 0, JobState.PROPOSED, {}
+        row.sums_from = 0
         row.created_at = row.changed_at = self._now
         self._session.add(row)
         self._session.flush()
@@ -74,6 +76,21 @@ class Jobs:
         row.state, row.reason, row.changed_at = state, reason, self._now
         self._session.flush()
         return row
+
+    def set_operation(self, job: str, operation: Mapping[str, float | int | None]) -> Job:
+        """Keep how the operator runs a job. Raises StoreConflictError once it is over."""
+        row = self._locked(job)
+        if row.state in {JobState.FINISHED, JobState.STOPPED}:
+            raise StoreConflictError(f"job {job} is {row.state.value}; there is nothing to be run any more")
+        row.operation, row.changed_at = dict(operation), self._now
+        self._session.flush()
+        return row
+
+    def keep_sums_from(self, job: str, number: int) -> None:
+        """Note, before it happens, that the sums of rounds before this one are deleted. Never goes back."""
+        row = self._locked(job)
+        row.sums_from = max(row.sums_from, number)
+        self._session.flush()
 
     def begin_epoch(self, job: str) -> int:
         """Take the number of a new epoch: one that no firm was ever asked for."""

@@ -22,8 +22,8 @@ class Rounds:
         One reserved attempt stands at a time: one that too few firms joined makes place for the next.
         """
         attempt = self.last_attempt(job, number) + 1
-        for row in self.of(job):
-            if row.number == number and row.state is RoundState.RUNNING and not row.members:
+        for row in self.of(job, number):
+            if row.state is RoundState.RUNNING and not row.members:
                 self._session.delete(row)
         self._session.flush()
         self.begin(job, number, attempt, [])
@@ -120,10 +120,10 @@ class Rounds:
         highest = select(func.max(Round.attempt)).where(Round.job == job, Round.number == number)
         return self._session.scalar(highest) or 0
 
-    def of(self, job: str) -> list[Round]:
-        """Every attempt, in order."""
+    def of(self, job: str, number: int | None = None) -> list[Round]:
+        """Every attempt, in order; those at one round, if it is named."""
         mine = select(Round).where(Round.job == job).order_by(Round.number, Round.attempt)
-        return list(self._session.scalars(mine))
+        return list(self._session.scalars(mine if number is None else mine.where(Round.number == number)))
 
     def _attempt(self, job: str, number: int, attempt: int) -> Round:
         row = self._session.get(Round, (job, number, attempt))

@@ -179,6 +179,10 @@ class Job(Base):
     num_rounds: Mapped[int] = mapped_column(Integer)
     epoch: Mapped[int] = mapped_column(Integer, default=0)
     """The newest epoch of pair keys that a coordinator began; 0 before the first."""
+    operation: Mapped[dict[str, float | int | None]] = mapped_column(JSON, default=dict, server_default="{}")
+    """How the operator runs it (`dure_server.operation`): what differs from what is usual."""
+    sums_from: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """The sums of earlier rounds are deleted: no firm needs them any more."""
     state: Mapped[JobState] = mapped_column(_words(JobState), index=True)
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[datetime] = mapped_column(UtcTime)

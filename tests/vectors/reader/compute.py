@@ -212,6 +212,16 @@ def server_step(inputs):
     return {"model": (mean * np.float32(inputs["learning_rate"]) + before).tobytes().hex()}
 
 
+def server_steps(inputs):
+    """One step after the other, from the first moments on."""
+    terms, now = inputs["terms"], floats(inputs["model"])
+    moments, after = model.first_moments(terms, now.size), []
+    for mean in inputs["means"]:
+        now, moments = model.server_step(terms, now, floats(mean), moments)
+        after.append({"model": now.tobytes().hex(), "moments": [moment.tobytes().hex() for moment in moments]})
+    return {"after": after}
+
+
 def clip(inputs):
     return {"clip": model.next_clip(inputs["codec"], inputs["clip"], inputs["fills"], inputs["members"])}
 
@@ -279,6 +289,7 @@ OPERATIONS = {
     "tag": tag,
     "job": job,
     "server step": server_step,
+    "server steps": server_steps,
     "clip": clip,
     "fill": fill,
     "course": course,

@@ -10,8 +10,9 @@ FIRMS = 256
 U64 = "u64"
 TEXT = "text"
 CODE = "code"
-TEXTS = TEXT, CODE
-PLAIN = U64, TEXT, CODE
+REASON = "reason"
+TEXTS = TEXT, CODE, REASON
+PLAIN = U64, TEXT, CODE, REASON
 
 
 def fixed(length):
@@ -102,6 +103,7 @@ KINDS = {
     "EscrowedJoin": (20, [("join", JOIN), ("escrow", ESCROW)]),
     "VoteRequest": (21, [*OF_JOB, ("uploads", listed(RECEIPT))]),
     "Vote": (22, VOTE),
+    "Absence": (23, [("firm", TEXT), ("reason", REASON), ("until", U64)]),
 }
 _NAMED = {number: kind for kind, (number, _) in KINDS.items()}
 
@@ -129,6 +131,8 @@ CODES = {
     "state-lost",
     "internal",
 }
+
+REASONS = {"paused", "maintenance"}
 
 
 def encode(message):
@@ -213,7 +217,7 @@ class Source:
             text = self.take(self.length(4096)).decode()
         except UnicodeDecodeError:
             raise Refused("malformed") from None
-        if form == CODE and text not in CODES:
+        if text not in {CODE: CODES, REASON: REASONS}.get(form, {text}):
             raise Refused("malformed")
         return text
 

@@ -32,6 +32,7 @@ class GlobalState:
         self.job, self.model = job, initial
         self.round = 0 if job["model"]["statistics"] else 1
         self.normalisation, self.best, self.clip = None, None, job["codec"]["clip"]
+        self.moments = first_moments(job["server_step"], len(initial))
         if digest_of(initial).hex() != job["model"]["initial_digest"]:
             raise Refused("global-model")
 
@@ -62,7 +63,8 @@ class GlobalState:
             model, round_, value = self.best
             best = struct.pack(">Qd", round_, value) + digest_of(model)
         place = struct.pack(">Qd", self.round, self.clip)
-        return digest("dure global state", place, digest_of(self.model), normalisation, best)
+        moments = [digest_of(moment) for moment in self.moments]
+        return digest("dure global state", place, digest_of(self.model), normalisation, best, *moments)
 
     @property
     def key(self):
@@ -89,8 +91,7 @@ class GlobalState:
         if chosen is not None and (self.best is None or chosen < self.best[2]):
             self.best = self.model, round_, chosen
         if self.trains(round_):
-            rate = np.float32(self.job["server_step"]["learning_rate"])
-            self.model = mean * rate + self.model
+            self.model, self.moments = server_step(self.job["server_step"], self.model, mean, self.moments)
         if self.moves_clip(round_):
             self.clip = next_clip(self.job["codec"], self.clip, exact[-1], members)
         return count, metrics
@@ -103,6 +104,7 @@ class GlobalState:
         if self.normalisation is not None:
             parts.append(struct.pack(f"<{len(self.normalisation)}d", *self.normalisation))
         parts += [padded(self.model)] + ([] if self.best is None else [padded(self.best[0])])
+        parts += [padded(moment) for moment in self.moments]
         return b"".join(parts)
 
     def standing_at(self, data):
@@ -113,13 +115,44 @@ class GlobalState:
         (made.clip,), (value,) = struct.unpack("<d", data[16:24]), struct.unpack("<d", data[32:40])
         numbers = (flags & 1) * (terms["statistics"] + 1)
         size = 8 * -(-terms["parameters"] // 2)
-        if flags > 3 or len(data) != 40 + 8 * numbers + size * (1 + flags // 2):
+        num_vectors = 1 + flags // 2 + len(first_moments(self.job["server_step"], 1))
+        if flags > 3 or len(data) != 40 + 8 * numbers + size * num_vectors:
             raise Refused("malformed")
         at = 40 + 8 * numbers
         made.normalisation = list(struct.unpack(f"<{numbers}d", data[40:at])) if numbers else None
-        models = [np.frombuffer(data, "<f4", terms["parameters"], at + size * which) for which in range(1 + flags // 2)]
+        models = [np.frombuffer(data, "<f4", terms["parameters"], at + size * which) for which in range(num_vectors)]
         made.model, made.best = models[0], (models[1], best_round, value) if flags & 2 else None
+        made.moments = models[1 + flags // 2 :]
         return made
+
+
+def first_moments(terms, size):
+    kind = terms["kind"]
+    first = [] if kind in {"fedavg", "fedadagrad"} else [np.zeros(size, "<f4")]
+    if kind in {"fedavg", "fedavgm"}:
+        return first
+    return [*first, np.full(size, terms["adaptivity"] * terms["adaptivity"], "<f4")]
+
+
+def server_step(terms, model, mean, moments):
+    """The next model and the next moments, one float32 operation after the other."""
+    kind, rate = terms["kind"], np.float32(terms["learning_rate"])
+    if kind == "fedavg":
+        return mean * rate + model, []
+    if kind == "fedavgm":
+        first = np.float32(terms["momentum"]) * moments[0] + mean
+        return rate * first + model, [first]
+    first, second, square = mean, moments[-1], mean * mean
+    if kind == "fedadagrad":
+        second = second + square
+    else:
+        kept, new = np.float32(terms["momentum"]), np.float32(1.0 - terms["momentum"])
+        first = kept * moments[0] + new * mean
+        kept, new = np.float32(terms["decay"]), np.float32(1.0 - terms["decay"])
+        yogi = second - new * square * np.sign(second - square)
+        second = yogi if kind == "fedyogi" else kept * second + new * square
+    step = rate * first / (np.sqrt(second) + np.float32(terms["adaptivity"]))
+    return step + model, [second] if kind == "fedadagrad" else [first, second]
 
 
 def next_clip(codec, clip, fills, members):
