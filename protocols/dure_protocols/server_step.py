@@ -56,6 +56,7 @@ def first_moments(terms: ServerStepTerms, parameters: int) -> Moments:
     return Moments((*first, np.full(parameters, floor, np.float32)))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a job that runs away is stopped by its coordinator, with a reason
 def server_step(terms: ServerStepTerms, model: Vector, mean: Vector, moments: Moments) -> tuple[Vector, Moments]:
     """The next global model and the next moments. model, mean: (d,) float32, neither is changed.
 

@@ -27,6 +27,7 @@ from dure_protocols.job import (
     ServerStepField,
     least_threshold,
 )
+from dure_server.operation import Operation
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
 
@@ -43,7 +44,7 @@ class JobDraft(BaseModel):
 
     mode, threshold: how drop-outs are met; retry mode up to 16 firms and threshold mode above unless given.
     contract: path of the contract's TOML file, relative to the draft; firms: those that take part, all approved firms
-    unless listed; selection_metric: the model's own unless given.
+    unless listed; selection_metric: the model's own unless given; operation: not part of the job file, see `operation`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +66,7 @@ class JobDraft(BaseModel):
     selection_metric: str | None = None
     seed: int = 0
     phase_seconds: float = 120.0
+    operation: Operation = Operation()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -157,12 +159,24 @@ def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> Job
     contract = DataContract.from_toml(contract_file.read_text())
     identities = participating(store, draft.firms)
     job, initial = make_job(draft, contract, home.settings().consortium, identities)
-    keep(home, store, job, initial, actor)
+    keep(home, store, job, initial, actor, draft.operation)
     return job
 
 
-def keep(home: ServerHome, store: Store, job: JobFile, initial: NDArray[np.float32], actor: str) -> None:
-    """Put a job into the store as proposed, and its first model, (d,) float32, beside it. Raises StoreConflictError."""
+def keep(
+    home: ServerHome,
+    store: Store,
+    job: JobFile,
+    initial: NDArray[np.float32],
+    actor: str,
+    operation: Operation | None = None,
+) -> None:
+    """Put a job into the store as proposed, and its first model, (d,) float32, beside it.
+
+    Raises StoreConflictError, OperationError.
+    """
+    operation = operation or Operation()
+    operation.check(job)
     with store.transaction() as at:
         twin = next((row for row in at.jobs.all() if row.id != job.id and _same_start(row.body, job)), None)
         if twin is not None:
@@ -170,6 +184,7 @@ def keep(home: ServerHome, store: Store, job: JobFile, initial: NDArray[np.float
                 f"job {twin.id} begins with the same first model, on which no firm contributes twice: take another seed"
             )
         at.jobs.propose(job)
+        at.jobs.set_operation(job.id, operation.model_dump(exclude_defaults=True))
         at.audit.append(actor, "job.proposed", job.id, {"digest": job.digest().hex()})
     folder = home.job_folder(job.id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ Kept in the store beside the job file and read before each attempt, so that a ch
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
@@ -71,3 +71,17 @@ class Operation(BaseModel):
             f"the selection metric has been above {self.diverged_factor:g} times its best ({best:.4g}) for"
             f" {len(last)} rounds, last {last[-1]:.4g}"
         )
+
+
+def changed_operation(
+    job: JobFile, kept: Mapping[str, float | int | None], changes: Mapping[str, float | int]
+) -> Operation:
+    """The settings with some of them changed; 0 takes a quorum or a deadline back. Raises OperationError."""
+    usual = {name: None for name, value in changes.items() if not value and name != "diverged_rounds"}
+    try:
+        operation = Operation.model_validate({**kept, **changes, **usual})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise OperationError(f"job {job.id} cannot be run like that: {problems}") from error
+    operation.check(job)
+    return operation

@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,8 +39,13 @@ STOP_SECONDS = 8.0
 """How long children may take to end after SIGTERM."""
 FAREWELL_SECONDS = 30.0
 """How long a coordinator may go on after its job has ended: it has last messages to deliver."""
+HALT_SECONDS = 3.0
+"""How long one may go on after its job was paused or stopped: it notices by itself, and takes back what it asked."""
 TICK_SECONDS = 0.2
 START_SECONDS = 60.0
+ROTATE_SECONDS = 60.0
+MAX_LOG_BYTES = 20 << 20
+"""How large a process's log may become; the one before is kept beside it."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -75,21 +81,26 @@ class Supervisor:
         self._environment = dict(environment)
         self._clock = clock
         self._children: dict[str, _Child] = {}
+        self._rotate_at = clock()
 
     def want(self, specs: Sequence[ChildSpec], *, halted: frozenset[str] = frozenset()) -> None:
         """Say which children there should be. One that is no longer wanted may end by itself for a while, unless it
-        is named in `halted`: then it is told to end now."""
+        is named in `halted`: then it is told to end soon."""
         for spec in specs:
             child = self._children.setdefault(spec.name, _Child(spec))
             child.unwanted_since = None
         wanted = {spec.name for spec in specs}
         for name, child in self._children.items():
             if name not in wanted and child.unwanted_since is None:
-                child.unwanted_since = self._clock() - (FAREWELL_SECONDS if name in halted else 0)
+                child.unwanted_since = self._clock() - (FAREWELL_SECONDS - HALT_SECONDS if name in halted else 0)
 
     def tick(self) -> None:
         """Notice children that ended, start those that are due, end those that are not wanted."""
         now = self._clock()
+        if now >= self._rotate_at:
+            self._rotate_at = now + ROTATE_SECONDS
+            for child in self._children.values():
+                rotate(child.spec.log_file, MAX_LOG_BYTES)
         for name, child in list(self._children.items()):
             if child.process is not None and child.process.poll() is not None:
                 self._ended(child, now)
@@ -201,6 +212,17 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def rotate(log: Path, max_bytes: int) -> None:
+    """Empty a log that has grown too large, its content kept as LOG.1 in place of the one before.
+
+    The process that writes it appends, and so goes on at the beginning; a line that it writes meanwhile may be lost.
+    """
+    if not log.exists() or log.stat().st_size <= max_bytes:
+        return
+    shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+    os.truncate(log, 0)
 
 
 def last_line(path: Path) -> str:

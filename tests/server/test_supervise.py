@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dure_server.supervise import FAREWELL_SECONDS, ChildSpec, Supervisor, last_line
+from dure_server.supervise import (
+    FAREWELL_SECONDS,
+    HALT_SECONDS,
+    ROTATE_SECONDS,
+    ChildSpec,
+    Supervisor,
+    last_line,
+    rotate,
+)
 
 SLEEPS = "import time; time.sleep(60)"
 CRASHES = "import sys; print('it broke'); sys.exit(3)"
@@ -90,6 +98,9 @@ def test_a_halted_child_is_told_to_end_and_another_may_say_farewell(
     supervisor.tick()
     supervisor.want([spec(tmp_path, "kept", SLEEPS)], halted=frozenset({"halted"}))
     supervisor.tick()
+    assert supervisor.is_running("halted")  # it notices by itself, and has something to take back
+    clock.now += HALT_SECONDS
+    supervisor.tick()
     assert until(lambda: not supervisor.is_running("halted"))
     assert supervisor.is_running("done")
     clock.now += FAREWELL_SECONDS
@@ -136,3 +147,32 @@ def _is_alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_a_log_that_has_grown_is_emptied_under_its_writer_and_one_old_one_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "link.log"
+    with log.open("ab", buffering=0) as writer:
+        for number in range(3):
+            writer.write(b"%d" % number * 10)
+            rotate(log, 9)
+        writer.write(b"new")
+        rotate(log, 9)
+    assert log.read_bytes() == b"new"
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "link.log": b"new",
+        "link.log.1": b"2" * 10,
+    }
+
+
+def test_the_supervisor_looks_after_its_children_s_logs(
+    supervisor: Supervisor, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dure_server.supervise.MAX_LOG_BYTES", 5)
+    child = spec(tmp_path, "child", SLEEPS)
+    child.log_file.write_bytes(b"too much")
+    supervisor.want([child])
+    supervisor.tick()
+    clock.now += ROTATE_SECONDS
+    supervisor.tick()
+    assert child.log_file.with_name("child.log.1").read_bytes() == b"too much"
+    assert child.log_file.stat().st_size == 0

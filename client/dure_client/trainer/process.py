@@ -22,6 +22,7 @@ from dure_client.trainer.scratch import SOCKET_FOLDER
 TRAINER_MODULE = "dure_client.trainer"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
 _START_POLL_SECONDS = 0.01
+MAX_LOG_BYTES = 10 << 20  # after which the next trainer begins a new log, and the one before is kept
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 
 
@@ -89,6 +90,8 @@ def start(
     socket = private / "t.sock"
     command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
+    if places.log.exists() and places.log.stat().st_size > MAX_LOG_BYTES:
+        places.log.replace(places.log.with_suffix(".log.1"))  # a trainer that runs keeps writing to the old one
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         popen = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`dure-server job propose | start | pause | stop | list | show`: the life of a job (design, section 6)."""
+"""`dure-server job propose | start | pause | resume | stop | set | list | show`: the life of a job (design, 6)."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,15 @@ from rich.table import Table
 
 from dure_protocols.job import JobFile
 from dure_server.commands.common import HomeOption, JsonOption, actor, opened, terminal
+from dure_server.operation import changed_operation
 from dure_server.store import JobState, RoundState
 from dure_server.store.tables import Job
 
 app = typer.Typer(help="Propose, start, watch and stop training jobs.", no_args_is_help=True)
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+_Seconds = Annotated[
+    float | None, typer.Option(help="Longest wait for an answer in this phase; 0: the job's phase_seconds.")
+]
 _COLOURS = {JobState.RUNNING: "green", JobState.FINISHED: "green", JobState.FAILED: "red", JobState.STOPPED: "red"}
 
 
@@ -47,8 +51,51 @@ def start(job: JobArgument, home: HomeOption) -> None:
 
 @app.command()
 def pause(job: JobArgument, home: HomeOption) -> None:
-    """Pause a running job; `start` goes on from its last finished phase."""
+    """Pause a running job, at any moment; `resume` goes on from its last finished phase."""
     _set(home, job, JobState.PAUSED, "paused")
+
+
+@app.command()
+def resume(job: JobArgument, home: HomeOption) -> None:
+    """Go on with a paused job: the same as `start`."""
+    _set(home, job, JobState.RUNNING, "resumed")
+
+
+@app.command(name="set")
+def set_operation(
+    job: JobArgument,
+    home: HomeOption,
+    quorum: Annotated[int | None, typer.Option(help="Fewest firms to begin an attempt with; 0: as agreed on.")] = None,
+    join_seconds: _Seconds = None,
+    update_seconds: _Seconds = None,
+    vote_seconds: _Seconds = None,
+    release_seconds: _Seconds = None,
+    diverged_factor: Annotated[
+        float | None, typer.Option(help="Stop when the selection metric is this many times its best …")
+    ] = None,
+    diverged_rounds: Annotated[
+        int | None, typer.Option(help="… for so many rounds on end; 0 never stops for it.")
+    ] = None,
+) -> None:
+    """Change how a job is run, from its next attempt on. Nothing that the firms agreed on changes."""
+    asked = {
+        "quorum": quorum,
+        "join_seconds": join_seconds,
+        "update_seconds": update_seconds,
+        "vote_seconds": vote_seconds,
+        "release_seconds": release_seconds,
+        "diverged_factor": diverged_factor,
+        "diverged_rounds": diverged_rounds,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    with opened(home) as (_, _, store), store.transaction() as at:
+        row = at.jobs.get(job)
+        operation = changed_operation(JobFile.from_bytes(row.body), row.operation, changes)
+        at.jobs.set_operation(job, operation.model_dump(exclude_defaults=True))
+        if changes:
+            at.audit.append(actor(), "job.set", job, {name: str(value) for name, value in changes.items()})
+    told = ", ".join(f"{name} {value}" for name, value in operation.model_dump(exclude_none=True).items())
+    terminal().print(f"[green]✓[/] Job {job} is run with {told}.")
 
 
 @app.command()

@@ -29,7 +29,12 @@ def coordinate(home: ServerHome, job_id: str) -> None:
     def drive(job: JobFile, course: Course) -> None:
         run_id = int.from_bytes(hashlib.sha256(job.digest()).digest()[:8], "big") >> 1
         grid = GrpcGrid(home.desk_socket, home.uploads, home.released, run_id, consortium)
-        run_app(server_app(course, home.released), grid, run_id)
+        try:
+            run_app(server_app(course, home.released), grid, run_id)
+        except JobStoppedError as error:
+            if error.is_for_good:  # no firm shall train for what is over; a paused job's answers are taken up again
+                grid.desk.forget_run(run_id)
+            raise
 
     run_job(home, job_id, drive)
 

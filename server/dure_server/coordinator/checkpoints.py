@@ -56,8 +56,16 @@ class Checkpoints:
                 state.resume(kept.round, kept.model, kept.normalisation, kept.best, kept.clip, kept.moments)
                 return
 
+    def newest_round(self) -> int:
+        """The round that the newest copy stands before; 0 before the first."""
+        return max((_round(file) for file in self._newest_first()), default=0)
+
     def _newest_first(self) -> list[Path]:
-        return sorted(self._folder.glob("checkpoint-*-*.words"), key=lambda file: -int(file.stem.split("-")[1]))
+        return sorted(self._folder.glob("checkpoint-*-*.words"), key=_round, reverse=True)
+
+
+def _round(file: Path) -> int:
+    return int(file.stem.split("-")[1])
 
 
 def _flush(folder: Path) -> None:

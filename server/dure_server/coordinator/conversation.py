@@ -23,7 +23,11 @@ ABSENCE_SECONDS = 5.0  # how long a firm may be disconnected before others go on
 
 
 class JobStoppedError(DureError):
-    """The operator paused or stopped the job: not a failure, the coordinator just ends."""
+    """The operator paused or stopped the job: not a failure, the coordinator just ends. is_for_good: stopped."""
+
+    def __init__(self, job: str, *, is_for_good: bool) -> None:
+        super().__init__(f"job {job} was {'stopped' if is_for_good else 'paused'} by the operator")
+        self.is_for_good = is_for_good
 
 
 class JobFailedError(DureError):
@@ -88,8 +92,7 @@ class Conversation:
                 if self._clock() - last_look > LOOK_UP_SECONDS:
                     break
             last_look = now = self._clock()
-            if not self._record.should_run():
-                raise JobStoppedError(f"job {self._job} was paused or stopped")
+            self._check_halt()
             if missing:
                 connected = self._show(situation, missing.values())
                 absent_since = now if connected & set(missing.values()) else absent_since
@@ -113,12 +116,15 @@ class Conversation:
         self._record.show(situation)
         until = self._clock() + seconds
         while True:
-            if not self._record.should_run():
-                raise JobStoppedError(f"job {self._job} was paused or stopped")
+            self._check_halt()
             left = until - self._clock()
             if left <= 0:
                 return
             time.sleep(min(left, LOOK_UP_SECONDS))
+
+    def _check_halt(self) -> None:
+        if not self._record.should_run():
+            raise JobStoppedError(self._job, is_for_good=self._record.is_over())
 
     def _push(
         self,

@@ -36,18 +36,20 @@ class Finishing:
         self._job, self._firms, self._talk, self._record = job, firms, talk, record
         self._state, self._standings = state, standings
         self._snapshot: tuple[Place, Snapshot] | None = None
+        self.shared: list[bytes] = []
+        """Digests of what was shared for firms that are behind, to be retracted when all have finished."""
 
     def note_last(self, place: Place, joins: Sequence[Join]) -> None:
         """Keep the model before the last round and its members' signatures, for firms whose sums are deleted."""
-        if min(self._standings.of(set(self._job.firms)).values()) < self._standings.kept_from or (
-            self._standings.kept_from and self._standings.has_strangers(self._job)
-        ):
-            self._snapshot = place, Snapshot(self._firms.share(self._state.to_words()), tuple(joins))
+        if self._standings.may_lack_deleted_sums(self._job):
+            digest = self._firms.share(self._state.to_words())
+            self._snapshot = place, Snapshot(digest, tuple(joins))
+            self.shared.append(digest)
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Hand every firm what it has not applied yet. The requests stay for those that are away; nobody is waited for.
 
-        A firm answers when it holds the final model, and then takes part no more.
+        A firm answers when it holds the final model, and then takes part no more. Returns whether all have.
         """
         behind = self._standings.of(set(self._job.firms))
         done: set[str] = set()
@@ -68,9 +70,8 @@ class Finishing:
         sentence = "the job is finished"
         if missing:
             sentence += f"; {', '.join(missing)} will take the model when connected again"
-        else:
-            self._talk.forget_all()
         self._record.show(Situation("finished", sentence, members=tuple(sorted(done)), waiting_for=tuple(missing)))
+        return not missing
 
     def _ask(self, standing: dict[str, int], tries: int) -> list[tuple[str, object]]:
         requests: dict[str, Request] = {}

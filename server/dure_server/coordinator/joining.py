@@ -56,12 +56,13 @@ class Standings:
         self._stands_before[firm] = self._state.round
 
     def of(self, firms: Sequence[str] | set[str]) -> dict[str, int]:
-        """The round that each firm stands before; one that has not been heard of has probably missed one sum."""
-        return {firm: self._stands_before.get(firm, self._state.round - 1) for firm in sorted(firms)}
+        """The round from which on each firm lacks sums; one that has not been heard of has probably missed one."""
+        probably = self._state.round - 1
+        return {firm: max(self._stands_before.get(firm, probably), self.kept_from) for firm in sorted(firms)}
 
-    def has_strangers(self, job: JobFile) -> bool:
-        """Whether a firm has not been heard since this process began, so that it may stand anywhere."""
-        return not set(job.firms) <= set(self._stands_before)
+    def may_lack_deleted_sums(self, job: JobFile) -> bool:
+        """Whether a firm stands before sums that are deleted, or may: one that this process has not heard yet."""
+        return any(self._stands_before.get(firm, 0) < self.kept_from for firm in job.firms)
 
     def forgettable(self, job: JobFile, witnesses: int) -> int:
         """The first round whose sum has to be kept.

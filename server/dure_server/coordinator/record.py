@@ -56,6 +56,11 @@ class JobRecord:
         with self._store.reading() as at:
             return at.jobs.get(self._job).state is JobState.RUNNING
 
+    def is_over(self) -> bool:
+        """Whether the job has ended and will not go on."""
+        with self._store.reading() as at:
+            return at.jobs.get(self._job).state in {JobState.STOPPED, JobState.FINISHED}
+
     def set_state(self, state: JobState, reason: str = "") -> None:
         """Finish or fail the job."""
         with self._store.transaction() as at:

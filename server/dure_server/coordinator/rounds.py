@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MessageError, RefusedError
-from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, last_round, layout_of
+from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, first_round, last_round, layout_of
 from dure_protocols.job import JobFile
 from dure_protocols.messages import MAX_SUMS, EscrowedJoin, Join, Release
 from dure_protocols.secagg.codec import Words, warm_up
@@ -32,7 +32,7 @@ from dure_server.coordinator.summing import Summing, Uploads
 from dure_server.operation import Operation
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0  # between attempts that too few firms took part in
-CHECKPOINT_ROUNDS = 16  # how many sums are worth a checkpoint, after which they are deleted
+CHECKPOINT_ROUNDS = 16  # how many rounds are worth a checkpoint
 
 
 class Coordinator:
@@ -70,7 +70,10 @@ class Coordinator:
         self._agreement.gather_approvals()
         if not self.state.is_over:
             self._run_rounds()
-        self._finishing.run()
+        if self._finishing.run():
+            self._talk.forget_all()
+            self._firms.retract(self._finishing.shared)
+            self._forget_sums(self.state.round)
         return self.state.final
 
     def _run_rounds(self) -> None:
@@ -235,18 +238,25 @@ class Coordinator:
         )
         self._standings.publish(done)
         self._talk.forget()
-        self._drop_sums(self._standings.forgettable(self._job, self._terms.witnesses))
+        self._drop_sums()
         self._note_metric(outcome.metrics)
         self._check_divergence()
 
-    def _drop_sums(self, number: int) -> None:
-        """Delete sums that no firm needs, now and then: before that, the state is kept that they led to."""
+    def _drop_sums(self) -> None:
+        """Every now and then, keep the state in a checkpoint, and delete sums that no firm needs.
+
+        Those since the checkpoint before stay: with them the newest one is made again should the disk damage it.
+        """
         self._firms.retract(self._joining.snapshots)
         self._joining.snapshots.clear()
-        if number - self._standings.kept_from < CHECKPOINT_ROUNDS and not self.state.is_over:
-            return
-        if number > self._standings.kept_from:
+        before = self._checkpoints.newest_round()
+        if self.state.round - max(before, first_round(self._job)) >= CHECKPOINT_ROUNDS:
             self._checkpoints.save(self.state)
+            self._forget_sums(min(before, self._standings.forgettable(self._job, self._terms.witnesses)))
+
+    def _forget_sums(self, number: int) -> None:
+        """Delete the sums of rounds before this one, having said so first."""
+        if number > self._standings.kept_from:
             self._record.keep_sums_from(number)
             self._firms.retract(self._standings.drop(number))
 
