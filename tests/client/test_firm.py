@@ -1,15 +1,43 @@
 """The firm's whole side, request by request, over a home on disk and no network."""
 
 from contextlib import closing
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
-from dure_client.jobs.firm import Firm
+from dure_client import absence
+from dure_client.jobs.firm import IDLE_SECONDS, Firm
 from dure_client.jobs.side import Given
 from dure_protocols.errors import RefusalCode
-from dure_protocols.messages import Approval, AskKeys, Finish, KeyAdvertisement, Proposal, Refusal, encode
+from dure_protocols.messages import (
+    Absence,
+    AbsenceReason,
+    Approval,
+    AskKeys,
+    Finish,
+    Invitation,
+    KeyAdvertisement,
+    Proposal,
+    Refusal,
+    encode,
+)
 from tests.compatibility import three_firms
+
+
+class Clock:
+    """Stands still until a test moves it. 2026-03-02 is a Monday."""
+
+    now = 0.0
+
+    def seconds(self):
+        return self.now
+
+    def local(self):
+        return datetime(2026, 3, 2, 8).astimezone() + timedelta(seconds=self.now)
+
+
+CLOCK = Clock()
 
 
 @pytest.fixture
@@ -21,7 +49,7 @@ def job_and_firm(tmp_path):
     three_firms.approve(homes, job)
     name = sorted(homes)[0]
     np.ascontiguousarray(initial, "<f4").tofile(homes[name].job_folder(job.id) / "initial.f32")
-    with closing(Firm(homes[name])) as firm:
+    with closing(Firm(homes[name], clock=CLOCK.local, monotonic=CLOCK.seconds)) as firm:
         assert isinstance(firm.answer(encode(Proposal(job.to_bytes())), Given()).message, Approval)
         yield job, name, firm
 
@@ -44,3 +72,77 @@ def test_what_is_no_request_gets_a_code(job_and_firm, body):
 def test_a_job_that_was_never_proposed_is_unknown(job_and_firm):
     _, name, firm = job_and_firm
     assert firm.answer(encode(AskKeys(bytes(32), 1)), Given()).message == Refusal(name, RefusalCode.UNKNOWN_JOB)
+
+
+class FakeTrainer:
+    """Runs until it is closed."""
+
+    pid = 1
+
+    def close(self):
+        self.pid = None
+
+    shut = close
+
+
+def opened(job, firm):
+    """The job as the firm's process holds it, with a trainer that runs."""
+    assert isinstance(firm.answer(encode(AskKeys(job.digest(), 1)), Given()).message, KeyAdvertisement)
+    (held,) = firm._jobs.values()
+    held.trainer = FakeTrainer()
+    return held
+
+
+def test_a_trainer_that_nobody_has_asked_for_long_is_ended(job_and_firm):
+    """A firm is not told that a job is paused, has failed or was stopped."""
+    job, _, firm = job_and_firm
+    trainer = opened(job, firm).trainer
+    CLOCK.now += IDLE_SECONDS - 1
+    assert firm.close_idle() == 0
+    firm.answer(encode(AskKeys(job.digest(), 2)), Given())
+    CLOCK.now += IDLE_SECONDS - 1
+    assert firm.close_idle() == 0
+    assert trainer.pid == 1
+    CLOCK.now += 1
+    assert firm.close_idle() == 1
+    assert trainer.pid is None
+    assert firm.close_idle() == 0
+
+
+def test_a_trainer_at_work_is_not_idle_however_long_it_takes(job_and_firm):
+    job, _, firm = job_and_firm
+    held = opened(job, firm)
+
+    def look_meanwhile():
+        CLOCK.now += 10 * IDLE_SECONDS
+        return firm.close_idle()
+
+    assert held.side.conclude(look_meanwhile) == 0
+    assert held.trainer.pid == 1
+
+
+def an_invitation(job):
+    return encode(Invitation(job.digest(), 1, 0, 1, ()))
+
+
+def test_a_firm_in_maintenance_declines_an_invitation_and_frees_its_machine(job_and_firm):
+    job, name, firm = job_and_firm
+    held = opened(job, firm)
+    policy = firm._home.policy_file
+    policy.write_text(policy.read_text().replace("maintenance = []", 'maintenance = ["Mon-Fri 06:00-14:00"]'))
+    answer = firm.answer(an_invitation(job), Given()).message
+    until = int(CLOCK.local().replace(hour=14, minute=0, second=0, microsecond=0).timestamp())
+    assert answer == Absence(name, AbsenceReason.MAINTENANCE, until)
+    assert held.trainer.pid is None
+
+
+def test_a_paused_firm_declines_invitations_and_nothing_else(job_and_firm):
+    job, name, firm = job_and_firm
+    held = opened(job, firm)
+    absence.pause(firm._home, job.id, None)
+    assert firm.answer(an_invitation(job), Given()).message == Absence(name, AbsenceReason.PAUSED, 0)
+    held.trainer = FakeTrainer()
+    assert isinstance(firm.answer(encode(AskKeys(job.digest(), 2)), Given()).message, KeyAdvertisement)
+    assert held.trainer.pid == 1
+    absence.resume(firm._home, job.id)
+    assert firm.answer(an_invitation(job), Given()).message == Refusal(name, RefusalCode.STATE_LOST)

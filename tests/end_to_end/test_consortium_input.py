@@ -79,9 +79,8 @@ def test_while_a_firm_has_not_accepted_another_the_console_says_so_and_then_the_
     policy.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("birch =")))
     job = consortium.propose(tiny.draft(consortium, "pins", rounds=1))
     tiny.approve(consortium, job)
-    until(
-        lambda: tiny.sentence(consortium, job) == "waiting for alder (refused: roster) to approve the job", consortium
-    )
+    why = "refused: roster, it has not accepted every firm of the job"
+    until(lambda: tiny.sentence(consortium, job) == f"waiting for alder ({why}) to approve the job", consortium)
     assert "run `dure-agent accept birch" in agent_log(mills)
     policy.write_text(text)
     until(lambda: tiny.stands_in(consortium, job)[0] not in {"", "proposal"}, consortium)
