@@ -82,15 +82,17 @@ def test_the_way_a_job_is_run_may_change_while_it_runs(course) -> None:
 
 def test_a_stopped_job_ends_and_takes_back_what_it_asked_of_the_firms(course) -> None:
     consortium, job = course
+
+    def asked() -> int:
+        """How many requests of this job the link holds for firms."""
+        with consortium.store.reading() as at:
+            bodies = at.session.scalars(text("SELECT body FROM link_messages"))
+            return sum(f"{job.id}/".encode() in bytes(body) for body in bodies)
+
     with tiny.held(consortium, job, "alder"):
+        assert asked() > 0
         operate(consortium, "stop", job.id)
         until(lambda: coordinator(consortium, job) is None, consortium)
     assert tiny.state(consortium, job)[0] is JobState.STOPPED
-
-    def asked() -> int:
-        with consortium.store.reading() as at:
-            place = {"place": f"%{job.id}/%".encode()}
-            return int(at.session.scalar(text("SELECT count(*) FROM link_messages WHERE body LIKE :place"), place) or 0)
-
     until(lambda: asked() == 0, consortium)
     consortium.check()

@@ -325,3 +325,45 @@ def test_sqlite_runs_with_a_write_ahead_log_and_full_flushes(store: Store, empty
     with store.reading() as tx:
         values = [tx.session.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous")]
     assert values == ["wal", 2]
+
+
+def test_how_a_job_is_run_may_change_until_it_is_over(store):
+    with store.transaction() as tx:
+        for firm in ("firm-a", "firm-b"):
+            tx.firms.invite(firm)
+        assert tx.jobs.propose(job_file("job-1")).operation == {}
+        tx.jobs.set_operation("job-1", {"quorum": 2, "update_seconds": 9.5})
+    with store.reading() as tx:
+        assert tx.jobs.get("job-1").operation == {"quorum": 2, "update_seconds": 9.5}
+    with store.transaction() as tx:
+        tx.jobs.set_state("job-1", JobState.STOPPED)
+    with store.transaction() as tx, pytest.raises(StoreConflictError, match="stopped"):
+        tx.jobs.set_operation("job-1", {})
+
+
+def test_what_was_deleted_stays_deleted(store):
+    with store.transaction() as tx:
+        tx.jobs.propose(job_file("job-1"))
+        assert tx.jobs.get("job-1").sums_from == 0
+        for number in (16, 8):
+            tx.jobs.keep_sums_from("job-1", number)
+    with store.reading() as tx:
+        assert tx.jobs.get("job-1").sums_from == 16
+
+
+def test_a_store_of_the_version_before_is_brought_up_with_its_jobs(empty_store_url, open_stores):
+    """A job of version 0001 is run as usual, and all its sums are there."""
+    made = Store.create(empty_store_url)
+    open_stores.append(made)
+    with made.transaction() as tx:
+        tx.jobs.propose(job_file("job-1"))
+    with made.transaction() as tx:
+        for column in ("operation", "sums_from"):
+            tx.session.execute(text(f"ALTER TABLE jobs DROP COLUMN {column}"))
+        tx.session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(SchemaError, match="dure-server upgrade"):
+        made.check_schema()
+    made.upgrade()
+    with made.reading() as tx:
+        row = tx.jobs.get("job-1")
+        assert (row.operation, row.sums_from) == ({}, 0)
