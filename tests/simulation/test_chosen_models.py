@@ -74,7 +74,7 @@ class SteeringServer(Coordinator):
 
 def test_a_steered_model_is_refused_by_every_firm_and_the_job_ends(tmp_path):
     firms = consortium(tmp_path)
-    server = SteeringServer(firms.job, firms.initial, firms.link, firms.start()._record)
+    server = firms.start(SteeringServer)
     with pytest.raises(JobFailedError, match="refuse a published sum: its tag"):
         server.run()
     assert all(np.array_equal(firm.side.state.model, firms.initial) for firm in firms.firms.values())

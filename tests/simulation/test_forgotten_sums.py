@@ -70,7 +70,7 @@ def test_with_all_firms_there_a_few_sums_are_kept_and_none_at_the_end(tmp_path):
     assert kept[:6] == [[0], [0, 1], [0, 1, 2], [2, 3], [2, 3, 4], [4, 5]]
     assert consortium.link.shared == {}
     assert all_agree(consortium)
-    assert len(list((tmp_path / "server").glob("checkpoint-*"))) == 2
+    assert len(list((tmp_path / "server" / "job-1").glob("checkpoint-*"))) == 2
 
 
 def test_a_firm_that_is_a_little_behind_catches_up_with_sums(tmp_path):
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     coordinator = consortium.start()
     coordinator._finishing.run = lambda: None
     coordinator.run()
-    newest = max((tmp_path / "server").glob("checkpoint-*"), key=lambda file: int(file.name.split("-")[1]))
+    newest = max((tmp_path / "server" / "job-1").glob("checkpoint-*"), key=lambda file: int(file.name.split("-")[1]))
     content = newest.read_bytes()
     if damage == "torn":
         newest.write_bytes(content[:-8])

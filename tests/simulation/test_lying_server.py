@@ -71,7 +71,7 @@ class NeutralSumServer(Coordinator):
 
 def test_a_false_sum_that_would_leave_the_model_in_place_is_refused_by_every_firm(tmp_path):
     consortium = Consortium(tmp_path, **{**FOUR, "rounds": 2})
-    server = NeutralSumServer(consortium.job, consortium.initial, consortium.link, consortium.start()._record)
+    server = consortium.start(NeutralSumServer)
     with pytest.raises(JobFailedError, match="refuse a published sum"):
         server.run()
     assert np.array_equal(server.state.model, consortium.initial)
@@ -137,7 +137,7 @@ def test_in_threshold_mode_statistics_over_some_of_the_firms_get_no_vote(tmp_pat
     firms = Consortium(
         tmp_path, num_firms=5, threshold=4, rounds=1, faults=[Fault("firm-b", phase, 0, "silent")], phase_seconds=0.2
     )
-    server = CarelessServer(firms.job, firms.initial, firms.link, firms.start()._record)
+    server = firms.start(CarelessServer)
 
     def give_up(situation, seconds):
         raise GaveUpError
