@@ -197,5 +197,6 @@ def _store_with(job: JobFile, file: Path) -> Store:
             at.firms.join(name, bytes.fromhex(key), "in-process")
             at.firms.approve(name)
         at.jobs.propose(job)
+        at.jobs.set_operation(job.id, {"keep_sums": True})  # the folder is the researcher's
         at.jobs.set_state(job.id, JobState.RUNNING)
     return store

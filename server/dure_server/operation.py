@@ -5,6 +5,7 @@
     update_seconds = 900.0            # longest wait in one phase, where it is not the job's phase_seconds
     diverged_factor = 10.0            # stop when the selection metric is this many times its best …
     diverged_rounds = 3               # … for so many rounds on end; 0 never stops
+    keep_sums = false                 # true: published sums stay on the server, for whoever wants to compute them again
 
 Kept in the store beside the job file and read before each attempt, so that a change counts from the next one on.
 """
@@ -19,6 +20,7 @@ from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.terms import Terms
 
+_ZERO_COUNTS = {"diverged_rounds", "keep_sums"}
 TimedPhase = Literal["join", "update", "vote", "release"]
 
 
@@ -38,6 +40,7 @@ class Operation(BaseModel):
     release_seconds: float | None = Field(default=None, gt=0)
     diverged_factor: float = Field(default=10.0, gt=1)
     diverged_rounds: int = Field(default=3, ge=0)
+    keep_sums: bool = False
 
     def check(self, job: JobFile) -> None:
         """Raises OperationError where the job can never have that quorum, or sums fewer than it needs anyway."""
@@ -77,7 +80,7 @@ def changed_operation(
     job: JobFile, kept: Mapping[str, float | int | None], changes: Mapping[str, float | int]
 ) -> Operation:
     """The settings with some of them changed; 0 takes a quorum or a deadline back. Raises OperationError."""
-    usual = {name: None for name, value in changes.items() if not value and name != "diverged_rounds"}
+    usual = {name: None for name, value in changes.items() if not value and name not in _ZERO_COUNTS}
     try:
         operation = Operation.model_validate({**kept, **changes, **usual})
     except ValidationError as error:

@@ -16,6 +16,7 @@ from dure_lab.in_process import run_in_process
 from dure_protocols.global_state import model_digest
 from dure_protocols.ledger import RecordKind
 from dure_server.jobs import keep
+from dure_server.operation import Operation
 from dure_server.store import JobState, Store
 from dure_server.superlink.bundle import PACKAGE, write_bundle
 from tests.compatibility import three_firms
@@ -72,7 +73,7 @@ def link(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Outcome:
             consortium.start_agent(firm)
         consortium.introduce(MODEL)
         job, initial = three_firms.make_the_job()
-        keep(consortium.home, consortium.store, job, initial, "test")
+        keep(consortium.home, consortium.store, job, initial, "test", Operation(keep_sums=True))
         with consortium.store.transaction() as at:
             at.jobs.set_state(job.id, JobState.RUNNING)
         three_firms.approve(consortium.agents, job)

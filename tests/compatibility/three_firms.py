@@ -19,6 +19,7 @@ from dure_protocols.job import CodecTerms, JobFile
 from dure_protocols.secagg.codec import Contribution, add_contribution
 from dure_server.coordinator.record import JobRecord
 from dure_server.jobs import JobDraft, keep, make_job
+from dure_server.operation import Operation
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.setup import make_home as make_server_home
 from dure_server.store import Store
@@ -92,7 +93,7 @@ def make_server(folder: Path) -> tuple[ServerHome, JobFile]:
                 at.firms.join(firm, public_key(firm), "test")
                 at.firms.approve(firm)
         job, initial = make_the_job()
-        keep(home, store, job, initial, "test")
+        keep(home, store, job, initial, "test", Operation(keep_sums=True))
         return home, job
     finally:
         store.close()

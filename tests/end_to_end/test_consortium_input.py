@@ -42,7 +42,8 @@ def runs(recording: Recording, mills: Mills) -> None:
 def test_a_missing_column_is_told_to_the_operator_by_firm_and_code_and_to_the_firm_by_its_name(
     recording: Recording, mills: Mills
 ) -> None:
-    assert recording.sentences[-1] == "2 of at least 3 firms are ready; missing: alder (data-contract)"
+    why = "refused: data-contract, its data do not fit the contract: it runs `dure-agent data check`"
+    assert recording.sentences[-1] == f"2 of at least 3 firms are ready; missing: alder ({why})"
     assert "run `dure-agent data check`" in (mills.home.logs / "agent.log").read_text()
     assert "the column 'tool_wear' (float, min) is missing" in (mills.home.logs / "trainer.log").read_text()
 

@@ -60,3 +60,5 @@ def test_settings_change_one_by_one_and_zero_takes_one_back():
     kept = changed_operation(job, {}, {"quorum": 2, "update_seconds": 9.0}).model_dump(exclude_defaults=True)
     changed = changed_operation(job, kept, {"update_seconds": 0.0, "diverged_rounds": 0})
     assert (changed.quorum, changed.update_seconds, changed.diverged_rounds) == (2, None, 0)
+    kept = changed_operation(job, {}, {"keep_sums": True}).model_dump(exclude_defaults=True)
+    assert not changed_operation(job, kept, {"keep_sums": False}).keep_sums

@@ -73,6 +73,14 @@ def test_with_all_firms_there_a_few_sums_are_kept_and_none_at_the_end(tmp_path):
     assert len(list((tmp_path / "server" / "job-1").glob("checkpoint-*"))) == 2
 
 
+def test_sums_are_kept_where_the_operator_wants_them(tmp_path):
+    consortium = a_consortium(tmp_path)
+    with consortium.store.transaction() as at:
+        at.jobs.set_operation(consortium.job.id, {"keep_sums": True})
+    consortium.run()
+    assert sums(consortium) == list(range(10))
+
+
 def test_a_firm_that_is_a_little_behind_catches_up_with_sums(tmp_path):
     consortium = a_consortium(tmp_path, away=[AWAY], back_after=3)
     taken = snapshots(consortium)

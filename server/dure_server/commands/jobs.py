@@ -76,6 +76,9 @@ def set_operation(
     diverged_rounds: Annotated[
         int | None, typer.Option(help="… for so many rounds on end; 0 never stops for it.")
     ] = None,
+    keep_sums: Annotated[
+        bool | None, typer.Option("--keep-sums/--drop-sums", help="Whether published sums outlive their use.")
+    ] = None,
 ) -> None:
     """Change how a job is run, from its next attempt on. Nothing that the firms agreed on changes."""
     asked = {
@@ -86,6 +89,7 @@ def set_operation(
         "release_seconds": release_seconds,
         "diverged_factor": diverged_factor,
         "diverged_rounds": diverged_rounds,
+        "keep_sums": keep_sums,
     }
     changes = {name: value for name, value in asked.items() if value is not None}
     with opened(home) as (_, _, store), store.transaction() as at:

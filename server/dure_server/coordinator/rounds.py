@@ -70,6 +70,7 @@ class Coordinator:
         self._agreement.gather_approvals()
         if not self.state.is_over:
             self._run_rounds()
+        self._operation = self._record.operation()
         if self._finishing.run():
             self._talk.forget_all()
             self._firms.retract(self._finishing.shared)
@@ -256,7 +257,7 @@ class Coordinator:
 
     def _forget_sums(self, number: int) -> None:
         """Delete the sums of rounds before this one, having said so first."""
-        if number > self._standings.kept_from:
+        if number > self._standings.kept_from and not self._operation.keep_sums:
             self._record.keep_sums_from(number)
             self._firms.retract(self._standings.drop(number))
 
