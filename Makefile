@@ -14,7 +14,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
-	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (some minutes)"
+	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (20 minutes)"
 	@echo "make fuzz      feed mutated bytes to every decoder (ARGS='--seconds 600 --target messages')"
 	@echo "make gain      alone, federated and pooled over five seeds on simulated data (ARGS='--data DIR')"
 
