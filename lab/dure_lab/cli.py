@@ -192,12 +192,14 @@ def bench_bits_command(
     ] = None,
     seeds: Annotated[int, typer.Option(min=2)] = 5,
     rounds: Annotated[int | None, typer.Option(min=1, help="Training rounds; left out: the task's own.")] = None,
+    clip_errors: Annotated[bool, typer.Option(help="Try first clips that are wrong by a factor of 16, too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """What the codec costs in accuracy against float32, at 16, 12, 8 and 6 bits."""
-    from dure_lab.bench.bits import bench_bits, table  # noqa: PLC0415  # loads torch
+    from dure_lab.bench.bits import CLIP_ERRORS, bench_bits, table  # noqa: PLC0415  # loads torch
 
-    result = bench_bits(data, seeds, rounds, progress=Console(stderr=True, highlight=False).print)
+    errors = CLIP_ERRORS if clip_errors else {}
+    result = bench_bits(data, seeds, rounds, clip_errors=errors, progress=Console(stderr=True, highlight=False).print)
     if as_json:
         print(result.model_dump_json(indent=2))
         return
