@@ -1,4 +1,4 @@
-"""What passes over the link: envelopes, blob requests, and the limits of both (docs/protocol.md, 9).
+"""What passes over the link: envelopes, blob requests, and the limits of both (docs/protocol.md, 10).
 
 An `Envelope` is one message or one reply. Its body is opaque here; its arrays are named by digest, and those above
 `INLINE_ARRAY_BYTES` travel on their own as *blobs*: raw little-endian array bytes in a file named by their SHA-256.

@@ -160,12 +160,12 @@ class GlobalState:
         The caller MUST compare its `hash` with one that it trusts.
         """
         terms = self._job.model
-        flags = int(words[1]) if words.size >= _HEAD_WORDS else 4
+        flags = int(words[1]) if words.ndim == 1 and words.size >= _HEAD_WORDS else 4
         has_normalisation, has_best = bool(flags & 1), bool(flags & 2)
         model_words = -(-terms.parameters // 2)
         normalised = _HEAD_WORDS + has_normalisation * (terms.statistics + 1)
         if flags > 3 or words.size != normalised + (1 + has_best) * model_words:
-            raise MessageError(f"a vector of {words.size} words is no global state of job {self._job.id!r}")
+            raise MessageError(f"a vector of {words.shape} words is no global state of job {self._job.id!r}")
         numbers = words[2:5].view(np.float64)
         model, other = (
             words[start : start + model_words].view(np.float32)[: terms.parameters]

@@ -23,6 +23,14 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
+def majority(num_firms: int) -> int:
+    """The minimum cohort of a job whose draft names none: more than half, so that no round has two disjoint cohorts.
+
+    At least three, so that a member that takes its own part off the sum is not left with one other firm's.
+    """
+    return max(3, num_firms // 2 + 1)
+
+
 def least_threshold(num_firms: int) -> int:
     """The least threshold among n firms, floor(2n/3) + 1.
 

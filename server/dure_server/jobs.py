@@ -18,7 +18,15 @@ from dure_models.contract import DataContract
 from dure_models.digest import model_digest as code_digest
 from dure_protocols.errors import DureError
 from dure_protocols.global_state import model_digest
-from dure_protocols.job import MAX_RETRY_FIRMS, CodecTerms, JobFile, ModelTerms, ServerStepTerms, least_threshold
+from dure_protocols.job import (
+    MAX_RETRY_FIRMS,
+    CodecTerms,
+    JobFile,
+    ModelTerms,
+    ServerStepTerms,
+    least_threshold,
+    majority,
+)
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
 
@@ -47,7 +55,7 @@ class JobDraft(BaseModel):
     options: dict[str, JsonValue] = {}
     contract: str
     firms: tuple[str, ...] = ()
-    minimum_cohort: int = Field(default=3, ge=2)
+    minimum_cohort: int | None = Field(default=None, ge=2)
     mode: Literal["retry", "threshold"] | None = None
     threshold: int | None = None
     codec: CodecTerms
@@ -91,7 +99,7 @@ def make_job(
             simulated=draft.simulated or contract.simulated,
             consortium=consortium,
             firms=identities,
-            minimum_cohort=draft.minimum_cohort,
+            minimum_cohort=draft.minimum_cohort or majority(len(identities)),
             mode=mode,
             threshold=threshold,
             model=ModelTerms(

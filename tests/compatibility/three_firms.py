@@ -17,6 +17,7 @@ from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, layout_of
 from dure_protocols.identity import Identity
 from dure_protocols.job import CodecTerms, JobFile
 from dure_protocols.secagg.codec import Contribution, add_contribution
+from dure_protocols.secagg.tags import OwnTag
 from dure_server.coordinator.record import JobRecord
 from dure_server.jobs import JobDraft, keep, make_job
 from dure_server.settings import ServerHome, ServerSettings
@@ -150,5 +151,5 @@ def plaintext_statistics(job: JobFile, home: AgentHome) -> NDArray[np.uint64]:
     vector = np.zeros(layout.words, np.uint64)
     count = min(own.count, job.codec.count_cap)
     contribution = Contribution(None, 1.0, count, np.append(own.sums, float(own.count)))
-    add_contribution(vector, layout, contribution, clip=1.0, rounding=0, tag_key=bytes(32))
+    add_contribution(vector, layout, contribution, clip=1.0, rounding=0, tag=OwnTag(bytes(32), "", bytes(32)))
     return vector

@@ -1,6 +1,6 @@
 """What a firm does with the coordinator's requests: decode, decide, let the job answer, refuse with a code.
 
-    link ─► agent.Agent ─► flower.FlowerApp ─► Flower ClientApp ─► Firm.answer ─► job_side.JobSide ─► trainer process
+    link ─► agent.Agent ─► flower.FlowerApp ─► Flower ClientApp ─► Firm.answer ─► jobs.side.JobSide ─► trainer process
 
 `Firm` knows neither link nor Flower: the same object answers in production, on a stock SuperNode and in tests. All it
 needs lies in the agent's home, so it can be rebuilt at any moment. `run_agent` is what `dure-agent run` calls.

@@ -77,8 +77,14 @@ class JobFolder:
         return file.read_bytes() if file.exists() else None
 
     def save_residual(self, place: Place, residual: NDArray[np.float32]) -> None:
-        """Keep what an attempt lost. It counts only once a published sum holds that attempt's vector."""
+        """Keep what an attempt lost. It counts only once a published sum holds that attempt's vector.
+
+        Of earlier attempts of the round two stay: in threshold mode the others may still open them.
+        """
         self.save_array(_residual_name(place), residual)
+        tried = sorted(p for p in map(_place_in, self.path.glob("residual-*.f32")) if p[:2] == place[:2])
+        for old in tried[:-3]:
+            (self.path / _residual_name(old)).unlink()
 
     def load_residual(self, place: Place | None, size: int) -> NDArray[np.float32]:
         """What was lost in an attempt, (size,) float32, to be changed at will; zeros if there is none."""
@@ -89,7 +95,7 @@ class JobFolder:
     def drop_residuals(self, before_round: int, keep: Place | None) -> None:
         """Delete the residuals of earlier rounds but one."""
         for file in self.path.glob("residual-*.f32"):
-            place = tuple(map(int, file.stem.split("-")[1:]))
+            place = _place_in(file)
             if place != keep and place[1] < before_round:
                 file.unlink()
 
@@ -164,6 +170,10 @@ class JobFolder:
 
 def _residual_name(place: Place) -> str:
     return f"residual-{'-'.join(map(str, place))}.f32"
+
+
+def _place_in(file: Path) -> Place:
+    return _place_of(list(map(int, file.stem.split("-")[1:])))
 
 
 def _place_of(numbers: list[int]) -> Place:

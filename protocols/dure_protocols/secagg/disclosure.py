@@ -80,6 +80,10 @@ class Disclosures:
                 f"together with earlier {kind.value} sums, this cohort's sum would show one firm alone",
             )
 
+    def holds(self, kind: Kind, model: bytes, members: Iterable[str]) -> bool:
+        """Whether this very release is noted."""
+        return model in self._models and (kind.value, tuple(sorted(members))) in self._cohorts
+
     def add(self, kind: Kind, model: bytes, members: Iterable[str]) -> None:
         """Note a release. Noting it again changes nothing."""
         self.add_model(model)

@@ -51,6 +51,9 @@ from dure_protocols.secagg.terms import (
 )
 from dure_protocols.wire import Reader, Writer
 
+_FORMAT = 3
+"""Of a stored session."""
+
 
 class FirmSession:
     """One firm in one job. Calls follow the messages: advertise, encapsulate, establish; then for each attempt join,
@@ -88,14 +91,14 @@ class FirmSession:
 
     def snapshot(self) -> bytes:
         """The state as bytes, to be stored (mode 0600) before anything is sent. Holds keys."""
-        writer = Writer().u8(2).fixed(self._terms.job_digest, 32)
+        writer = Writer().u8(_FORMAT).fixed(self._terms.job_digest, 32)
         self._state.write(writer)
         return bytes(writer)
 
     def restore(self, snapshot: bytes) -> None:
         """Go on from a stored snapshot. Raises MessageError if it is damaged, RefusedError if of another job."""
         reader = Reader(snapshot)
-        if reader.u8() != 2 or reader.fixed(32) != self._terms.job_digest:
+        if reader.u8() != _FORMAT or reader.fixed(32) != self._terms.job_digest:
             raise RefusedError(RefusalCode.STATE_LOST, "the stored protocol state belongs to another job or version")
         state = SessionState.read(reader)
         reader.end()
@@ -150,9 +153,7 @@ class FirmSession:
             raise RefusedError(RefusalCode.REPLAY, f"round and attempt {place} are not newer than the last")
         if state.released_members and invitation.round <= state.released_round:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
-        is_again = state.contributed_before == invitation.round + 1 and state.model_key == model_key
-        if not is_again:  # (3)
-            self._disclosures.check_model(model_key)
+        self._check_model(model_key, invitation.round)  # (3)
         while state.root_round < invitation.round:
             state.roots = tuple((peer, derive(root, "dure ratchet")) for peer, root in state.roots)
             state.root_round += 1
@@ -205,15 +206,17 @@ class FirmSession:
     def sign_upload(self, vector_digest: bytes) -> MaskedUpdate:
         """Sign the receipt of the masked vector. Once an attempt: another vector under the same masks would leak.
 
-        In threshold mode the others can open the sum without us from here on, so the model counts as contributed to.
+        In threshold mode the others can open the sum without us from here on, so the model counts as contributed to;
+        verifies that it was not meanwhile, in another job.
         """
         state = self._state
         if state.phase is not Phase.MASKED:
             raise MisuseError("a masked vector is signed once, after the cohort was accepted")
-        state.phase, state.vector_digest = Phase.UPLOADED, vector_digest
         if self._terms.threshold is not None:
-            state.contributed_before = state.round + 1
+            self._check_model(state.model_key, state.round)
+            state.contributed_key, state.contributed_round = state.model_key, state.round
             self._disclosures.add_model(state.model_key)
+        state.phase, state.vector_digest = Phase.UPLOADED, vector_digest
         held = {shares.dealer for shares in state.held}
         complaints = tuple(peer for peer in state.members if peer not in {*held, self._firm})
         receipt = MaskedUpdate(
@@ -252,7 +255,8 @@ class FirmSession:
 
         Verifies, in retry mode: (1) we uploaded in this attempt; (2) the receipts are of exactly the members we masked
         for; (3) each is signed, for the same context; (4) ours names the vector we sent. In threshold mode: (5) we
-        voted in this attempt; (6) as many survivors as the threshold signed the set that we signed, no one twice.
+        voted in this attempt; (6) as many survivors as the threshold signed the set that we signed, no one twice. In
+        both: (7) what other jobs released since we joined leaves this release as harmless as it was.
         The same request again, after a crash before the answer was stored, gets the same answer again until the next
         join: it tells nothing new.
         """
@@ -266,9 +270,14 @@ class FirmSession:
             state.survivors = state.members
         else:
             self._check_votes(request, threshold)
+        released = Kind.of(state.round), state.model_key, self._keys_of(state.survivors)
+        if state.phase is not Phase.RELEASED or not self._disclosures.holds(*released):  # (7)
+            self._check_model(state.model_key, state.round)
+            self._check_size(state.survivors, "survivor set")
+            self._check_cohort(state.survivors)
         state.phase, state.released_round, state.released_members = Phase.RELEASED, state.round, state.survivors
-        state.contributed_before = state.round + 1
-        self._disclosures.add(Kind.of(state.round), state.model_key, self._keys_of(state.survivors))
+        state.contributed_key, state.contributed_round = state.model_key, state.round
+        self._disclosures.add(*released)
         kept = {shares.dealer: shares for shares in state.held}
         ours = tuple((name, kept[name].self_share) for name in state.survivors if name in kept)
         dropped = (name for name in state.members if name not in state.survivors)
@@ -281,8 +290,8 @@ class FirmSession:
         """Check a published sum before it is applied; model_hash: the global state's, as this firm computed it.
 
         Verifies: (1) we hold the tag key of its epoch; (2) its members are of its cohort, and that of the job, and are
-        at least two; (3) they fit what this firm did; (4) the sum carries the tag of that very attempt, cohort and
-        model; (5) it counts as many vectors as it names members: the tag is linear, and so agrees with multiples.
+        at least two, of statistics all; (3) they fit what this firm did; (4) the sum carries the tag of that very
+        attempt, cohort and model, and of those very members; (5) it counts as many vectors as it names members.
         """
         state, terms = self._state, self._terms
         known = next((epoch for epoch in state.epochs if epoch.epoch == published.epoch), None)
@@ -293,7 +302,8 @@ class FirmSession:
         members, cohort = set(published.members), set(published.cohort)
         is_whole = members == cohort or terms.threshold is not None
         sizes = (len(members), len(cohort)) == (len(published.members), len(published.cohort))
-        if not (members <= cohort <= set(terms.firms) and is_whole and sizes and len(members) >= 2):  # (2)
+        least = len(terms.firms) if Kind.of(published.round) is Kind.STATISTICS else 2
+        if not (members <= cohort <= set(terms.firms) and is_whole and sizes and len(members) >= least):  # (2)
             raise RefusedError(RefusalCode.ROSTER, f"the sum of round {published.round} is over no member set of it")
         if not self._may_have_published(published):  # (3)
             raise RefusedError(
@@ -302,7 +312,7 @@ class FirmSession:
             )
         place = published.epoch, published.round, published.attempt
         context = mask_context(terms, known.transcript, *place, published.cohort, model_hash)
-        if not carries_tag(words, layout, tag_key(known.tag_key, context)):  # (4)
+        if not carries_tag(words, layout, tag_key(known.tag_key, context), published.members):  # (4)
             raise RefusedError(
                 RefusalCode.FALSE_SUM,
                 f"the sum of round {published.round} does not carry the tag of what its members sent: the server"
@@ -319,6 +329,12 @@ class FirmSession:
         """Note a checked sum that holds this firm's vector, also where the others opened it without us."""
         if self._firm in published.members:
             self._disclosures.add(Kind.of(published.round), model_key, self._keys_of(published.members))
+
+    def awaits_sum(self, round_: int) -> bool:
+        """Whether this firm uploaded in a round that others may have opened over members that it does not know yet."""
+        state = self._state
+        is_uploaded = state.contributed_key != NO_HASH and state.contributed_round == round_
+        return is_uploaded and not (state.released_members and state.released_round == round_)
 
     def check_witnesses(self, invitation: Invitation, model_hash: bytes) -> None:
         """Check that enough other firms stand on the global state of a snapshot, whose hash the caller computed.
@@ -355,7 +371,7 @@ class FirmSession:
             return tuple(sorted(published.members)) == state.released_members
         if self._firm not in published.members:
             return True
-        return self._terms.threshold is not None and state.contributed_before == published.round + 1
+        return self.awaits_sum(published.round)
 
     @property
     def _place(self) -> tuple[int, int, int]:
@@ -412,6 +428,13 @@ class FirmSession:
         size, least = len(set(members)), self._terms.least_survivors
         if size < least:
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, f"a {what} of {size} is below the minimum of {least}")
+
+    def _check_model(self, model_key: bytes, round_: int) -> None:
+        """Refuse a model that was contributed to before, but for what threshold mode uploaded in this very round."""
+        state = self._state
+        is_again = (state.contributed_key, state.contributed_round) == (model_key, round_)
+        if self._terms.threshold is None or not is_again:
+            self._disclosures.check_model(model_key)
 
     def _check_cohort(self, members: Iterable[str]) -> None:
         kind = Kind.of(self._state.round)

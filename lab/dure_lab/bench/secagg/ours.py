@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_lab.bench.secagg.arm import CLIP, COUNT_CAP, Arm, Case, Stopwatch
-from dure_lab.bench.secagg.rehearsal import rehearse
+from dure_lab.bench.secagg.rehearsal import name_of, rehearse
 from dure_protocols.secagg import kernels
 from dure_protocols.secagg.codec import (
     WORD_BYTES,
@@ -20,7 +20,7 @@ from dure_protocols.secagg.codec import (
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import self_mask_key
 from dure_protocols.secagg.rows import Quantiser
-from dure_protocols.secagg.tags import TagKey
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag, TagKey
 
 BITS = 12
 WAIT = ("online", "digest", "session")
@@ -39,7 +39,8 @@ def contribute(words: Words, case: Case, firm: int, tag_key: bytes) -> None:
     """Quantise a firm's weighted update, add it, its count and its tag."""
     contribution = Contribution(case.update(firm), case.weight(firm), case.count(firm), _NO_METRICS)
     rounding = case.seed << 32 | firm
-    add_contribution(words, layout_of(case), contribution, clip=CLIP, rounding=rounding, tag_key=tag_key)
+    tag = OwnTag(tag_key, name_of(firm), bytes(BLINDING_BYTES))
+    add_contribution(words, layout_of(case), contribution, clip=CLIP, rounding=rounding, tag=tag)
 
 
 class OursArm(Arm):
@@ -99,7 +100,7 @@ class OursArm(Arm):
     def decode(self, watch: Stopwatch) -> NDArray[np.float32]:
         """What a firm does with the published sum: check the tag, take the mean."""
         with watch("check"):
-            self.is_checked = carries_tag(self.sum, self._layout, self._tag_key)
+            self.is_checked = carries_tag(self.sum, self._layout, self._tag_key, self.rehearsal.names)
         with watch("decode"):
             return decode_sum(self.sum, self._layout, CLIP, COUNT_CAP).mean
 
