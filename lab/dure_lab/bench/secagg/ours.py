@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from dure_lab.bench.secagg.arm import CLIP, COUNT_CAP, Arm, Case, Stopwatch
 from dure_lab.bench.secagg.rehearsal import name_of, rehearse
+from dure_protocols.global_state import model_digest, server_step
+from dure_protocols.job import ServerStepTerms
 from dure_protocols.secagg import kernels
 from dure_protocols.secagg.codec import (
     WORD_BYTES,
@@ -27,6 +29,7 @@ WAIT = ("online", "digest", "session")
 """What a firm does after training, before its answers can leave."""
 WITHOUT_TAG = "online without tag"
 _TAG_KEY = bytes(32)
+_STEP = ServerStepTerms()
 _NO_METRICS: NDArray[np.float64] = np.zeros(0)
 
 
@@ -58,6 +61,7 @@ class OursArm(Arm):
         self.is_checked = False
         self._tag_key = self._round.keys.tag
         self._scratch = np.ones(self._layout.words, np.uint64)
+        self._model = np.ones(self._layout.parameters, np.float32)
         context = self.rehearsal.attempt(self._round).context
         # Pairwise masks cancel, so the vectors to be summed carry self masks only.
         self._vectors = []
@@ -98,11 +102,16 @@ class OursArm(Arm):
             self.sum = attempt.unmask(self._round.releases)
 
     def decode(self, watch: Stopwatch) -> NDArray[np.float32]:
-        """What a firm does with the published sum: check the tag, take the mean."""
+        """What a firm does with the published sum: check the tag, take the mean, compute and digest the next model."""
         with watch("check"):
             self.is_checked = carries_tag(self.sum, self._layout, self._tag_key, self.rehearsal.names)
         with watch("decode"):
-            return decode_sum(self.sum, self._layout, CLIP, COUNT_CAP).mean
+            mean = decode_sum(self.sum, self._layout, CLIP, COUNT_CAP).mean
+        with watch("step"):
+            model = server_step(_STEP, self._model, mean)
+        with watch("model digest"):
+            model_digest(model)
+        return mean
 
     @property
     def vector_bytes(self) -> int:
