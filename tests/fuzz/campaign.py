@@ -77,8 +77,8 @@ class Tally:
 
 
 def inputs(target: Target, seed: str, found: Sequence[bytes], kept: Sequence[bytes] = ()) -> Iterator[bytes]:
-    """The target's seeds and kept inputs as they are, then by turns systematic damage, in an order of chance, and damage
-    by chance, without end. found: further inputs to damage; it may grow meanwhile. The seed decides everything.
+    """The target's seeds and kept inputs as they are, then, without end and by turns, systematic damage (in an order of
+    chance) and damage by chance. found: further inputs to damage; it may grow meanwhile. The seed decides everything.
     """
     yield from target.seeds
     yield from kept

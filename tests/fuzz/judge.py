@@ -8,7 +8,7 @@ import traceback
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.fuzz.target import Target
 
@@ -22,8 +22,8 @@ _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9a-f]{8,}|\d+|\\x..")
 class Outcome:
     """What one input came to.
 
-    what: the type of the value or of the refusal; shape: the same with the refusal's words, numbers and quotes left out:
-    inputs of equal shape went the same way, as far as one can see from outside; peak_bytes: what decoding took;
+    what: the type of the value or of the refusal; shape: the same and the refusal's words, without numbers and quotes.
+    Inputs of equal shape went the same way, as far as one can see from outside. peak_bytes: what decoding took;
     failure: what must not be, or None.
     """
 
@@ -76,12 +76,12 @@ def judge(target: Target, data: bytes) -> Outcome:
     if outcome.failure is None and outcome.peak_bytes > limit:  # (2)
         del value
         outcome, value = _decoded(target, data)
-    failure = outcome.failure
-    if failure is None and outcome.peak_bytes > limit:
-        failure = f"allocation of {outcome.peak_bytes} bytes for an input of {len(data)}; the limit is {limit}"
-    if failure is None and outcome.is_value:
-        failure = _about_value(target, data, value)
-    return outcome if failure is None else _failed(outcome, failure)
+    if outcome.failure is None and outcome.peak_bytes > limit:
+        told = f"allocation of {outcome.peak_bytes} bytes for an input of {len(data)}; the limit is {limit}"
+        return replace(outcome, failure=told, shape="allocation")
+    if outcome.failure is None and outcome.is_value:
+        return _about_value(target, data, value, outcome)
+    return outcome
 
 
 def _decoded(target: Target, data: bytes) -> tuple[Outcome, object]:
@@ -99,7 +99,8 @@ def _decoded(target: Target, data: bytes) -> tuple[Outcome, object]:
         raise
     except BaseException as error:  # a Rust panic is no Exception  # noqa: BLE001
         what = type(error).__name__
-        failure = shape = f"{what} {_where(error)}: {str(error)[:300]}"  # (1)
+        shape = f"{what} {_where(error)}"
+        failure = f"{shape}: {str(error)[:300]}"  # (1)
     else:
         is_value, what = True, type(value).__name__
         shape = what
@@ -110,31 +111,23 @@ def _decoded(target: Target, data: bytes) -> tuple[Outcome, object]:
     return Outcome(what, is_value, shape, peak, seconds, failure), value
 
 
-def _about_value(target: Target, data: bytes, value: object) -> str | None:
+def _about_value(target: Target, data: bytes, value: object, outcome: Outcome) -> Outcome:
     try:
         target.check(value)  # (3)
-    except AssertionError as error:
-        return f"check: {error}"
-    except Exception as error:  # noqa: BLE001  # also that is something that must not be
-        return f"check: {type(error).__name__} {_where(error)}: {error}"
-    if target.encode is None:
-        return None
-    try:
-        again = target.encode(value)  # (4)
-    except Exception as error:  # noqa: BLE001
-        return f"encoding: {type(error).__name__} {_where(error)}: {error}"
-    return None if again == data else f"not canonical: it is written as {again.hex()[:400]}"
-
-
-def _failed(outcome: Outcome, failure: str) -> Outcome:
-    shape = _VARYING.sub("#", failure)[:200]
-    return Outcome(outcome.what, outcome.is_value, shape, outcome.peak_bytes, outcome.seconds, failure)
+        again = None if target.encode is None else target.encode(value)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it must not be
+        shape = f"then {type(error).__name__} {_where(error)}"
+        return replace(outcome, failure=f"{shape}: {str(error)[:300]}", shape=shape)
+    if again is None or again == data:  # (4)
+        return outcome
+    told = f"not canonical: it is written as {again.hex()[:400]}"
+    return replace(outcome, failure=told, shape="not canonical")
 
 
 def _where(error: BaseException) -> str:
     """The last line of Dure's own on the way to where an exception was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "/dure_" in frame.filename] or frames
+    ours = [frame for frame in frames if "/dure_" in frame.filename or "/fuzz/targets" in frame.filename] or frames
     return f"({ours[-1].filename.rpartition('/')[2]}:{ours[-1].lineno})" if ours else "(?)"
 
 

@@ -121,7 +121,7 @@ def num_systematic(seeds: Sequence[bytes]) -> int:
 
 
 def systematic(seeds: Sequence[bytes], number: int) -> bytes:
-    """Each seed cut at each place, with 0xFFFFFFFF and with 0 at each place, and with one byte too many: one of them."""
+    """One of: each seed cut at each place, with 0xFFFFFFFF and with 0 at each place, and with one byte too many."""
     for seed in seeds:
         if number <= 3 * len(seed):
             way, at = divmod(number, len(seed) or 1)
@@ -166,6 +166,7 @@ ODD_VALUES: tuple[object, ...] = (
     *([], {}, [0] * 300, {"": None}, {str(n): n for n in range(300)}, [[[[]]]]),
 )
 """JSON values that a field of another type may turn into."""
+ODD_KEYS = ("", "A b", "../x", "\0", "é", "x" * 100)
 
 
 def json_value(data: bytes, chance: random.Random) -> bytes:
@@ -181,14 +182,33 @@ def json_value(data: bytes, chance: random.Random) -> bytes:
         case 0 if isinstance(container, dict):
             del container[key]
         case 1 if isinstance(container, dict):
-            container[f"{key}x"] = container[key]
+            container[chance.choice((f"{key}x", *ODD_KEYS))] = container[key]
         case 1 if isinstance(container, list):
             container.append(container[key])
         case 2:
             container[key] = copy.deepcopy(other_container[other_key])
+        case 3:
+            container[key] = _nudged(container[key], chance)
         case _:
             container[key] = copy.deepcopy(chance.choice(ODD_VALUES))
     return json.dumps(holder[0], separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode(errors="replace")
+
+
+def _nudged(value: Any, chance: random.Random) -> Any:
+    """Another value of the same type, and not far away: what may still be valid."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return chance.choice((value + 1, value - 1, 2 * value, value // 2))
+        case str() if value:
+            at = chance.randrange(len(value))
+            return value[:at] + chance.choice("0189abcf-_ ") + value[at + chance.randrange(2) :]
+        case list() if value:
+            return chance.sample(value, chance.randint(1, len(value)))
+        case dict() if value:
+            return dict(chance.sample(list(value.items()), chance.randint(1, len(value))))
+    return value
 
 
 def _places(container: object) -> Iterator[tuple[Any, Any]]:
@@ -209,8 +229,29 @@ JSON = (json_value, json_value, JSON_TOKENS)
 TOML = (
     words(
         *(b"[" * DEEP, b"x = " + b"[" * DEEP + b"]" * DEEP, b"x = " + b"{a=" * DEEP, b"x = " + b"9" * 5000),
-        *(b"\n[[columns]]\n", b"\n[firms]\n", b"\n[a.b.c]\n", b"a." * DEEP + b"a = 1\n", b"= 2026-13-45", b"= 25:61:61"),
-        *(b'"""', b"'''", b'"\\ud800"', b'"\\uD800"', b"= inf", b"= nan", b"= 0x", b"= 1e400", b"= true", b"= []", b"= {}"),
+        *(
+            b"\n[[columns]]\n",
+            b"\n[firms]\n",
+            b"\n[a.b.c]\n",
+            b"a." * DEEP + b"a = 1\n",
+            b"= 2026-13-45",
+            b"= 25:61:61",
+        ),
+        *(
+            b'"""',
+            b"'''",
+            b'"\\ud800"',
+            b'"\\uD800"',
+            b'"\\U000E0001"',
+            b'"\\u007f"',
+            b"= inf",
+            b"= nan",
+            b"= 0x",
+            b"= 1e400",
+            b"= true",
+            b"= []",
+            b"= {}",
+        ),
         *(b"\n", b"\r", b"\0", b"\xff", b"#", b"=", b'"', b"\n\x1b[2J", b"\xef\xbb\xbf"),
     ),
 )

@@ -18,10 +18,10 @@ def nothing(value: object) -> None:
 class Target:
     """A decoder under test.
 
-    decode: from bytes to any value; refusals: the exceptions that it may raise, and no others; seeds: valid inputs,
-    and perhaps interesting invalid ones; base_bytes, per_byte: the declared limit at the peak, so much and so much for each
-    byte of the input; encode: from a value to its bytes, where a value has one encoding; check: raises
-    AssertionError if something does not hold of a decoded value; mutators: further ways to damage this target's inputs.
+    decode: from bytes to any value; refusals: the exceptions that it may raise, and no others; seeds: valid inputs, and
+    perhaps interesting invalid ones; base_bytes, per_byte: the declared limit at the peak, so much and so much for each
+    byte of the input; encode: from a value to its bytes, where a value has one encoding; check: raises AssertionError
+    if something does not hold of a decoded value; mutators: further ways to damage this target's inputs.
     """
 
     name: str

@@ -12,7 +12,7 @@ import numpy as np
 from dure_client import policy
 from dure_client.data import mapping
 from dure_client.home import AgentConfig, AgentHome, HomeError
-from dure_client.jobs.approvals import ApprovalError, Decision, Verdict, _next_round, decision_on
+from dure_client.jobs.approvals import ApprovalError, Decision, Verdict, decision_on
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.results import JobResult, ModelReport, ResultError
 from dure_client.ledger import Ledger, export, head_file, read_head, verify_export, verify_file
@@ -36,8 +36,12 @@ from tests.protocols.test_ledger import OWN, chain_of
 
 LEDGER_BYTES = 512 << 10
 """A ledger is read line by line: memory for one line, however many there are."""
-TEXT = 64
-"""Bytes that a text of settings may take for each of its own: parsed, checked, and every problem listed."""
+PARSER_BYTES = 4 << 20
+"""A parser that gives up a thousand brackets deep has as many frames; a contract's columns have a problem each."""
+TEXT = 512
+"""Bytes that a text of the firm's or operator's own may take for each of its own: every problem in it is listed."""
+JSON_TEXT = 128
+"""The same for JSON that others may have written."""
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 POLICY = f"""
@@ -100,9 +104,27 @@ def file_targets() -> Iterator[Target]:
     yield from _job_targets()
     texts = [contract.to_toml().encode() for contract in (PRESS, ENGINES)]
     refused = (ContractError,)
-    yield Target("contract/toml", _contract_toml, refused, texts, TEXT, check=_check_contract, mutators=TOML)
+    yield Target(
+        "contract/toml",
+        _contract_toml,
+        refused,
+        texts,
+        TEXT,
+        check=_check_contract,
+        mutators=TOML,
+        base_bytes=PARSER_BYTES,
+    )
     jsons = [contract.canonical_json().encode() for contract in (PRESS, ENGINES)]
-    yield Target("contract/json", _contract_json, refused, jsons, TEXT, check=_check_contract, mutators=JSON)
+    yield Target(
+        "contract/json",
+        _contract_json,
+        refused,
+        jsons,
+        JSON_TEXT,
+        check=_check_contract,
+        mutators=JSON,
+        base_bytes=PARSER_BYTES,
+    )
 
 
 def _ledger_targets() -> Iterator[Target]:
@@ -167,7 +189,7 @@ def _settings_targets() -> Iterator[Target]:
     ):
         texts = [text.encode() for text in seeds]
         decode = FromFile(file, _bound(read, file))
-        yield Target(name, decode, (refusal,), texts, TEXT, check=check, mutators=TOML)
+        yield Target(name, decode, (refusal,), texts, TEXT, check=check, mutators=TOML, base_bytes=PARSER_BYTES)
 
 
 def _bound(read: Callable[[Path], Any], file: Path) -> Callable[[], Any]:
@@ -203,7 +225,7 @@ def _job_targets() -> Iterator[Target]:
         FromFile(folder / "approval.json", lambda: decision_on(home, job)),
         (ApprovalError,),
         [decision.model_dump_json(indent=2).encode()],
-        TEXT,
+        JSON_TEXT,
         mutators=JSON,
     )
     report = ModelReport(validation={"rmse": 1.5, "other": None}, test={})
@@ -222,14 +244,12 @@ def _job_targets() -> Iterator[Target]:
         FromFile(folder / "result.json", lambda: JobResult.read(folder / "result.json")),
         (ResultError,),
         [result.model_dump_json(indent=2).encode()],
-        TEXT,
+        JSON_TEXT,
         check=lambda result: result.keeps,
         mutators=JSON,
     )
-    progresses = []
     for number, other in enumerate((a_moving_job(statistics=2), a_job(statistics=2, selection_metric=None))):
         restoring = _Restoring(other, scratch(f"progress-{number}"))
-        progresses += restoring.seeds()
         yield Target(
             f"progress/{'moving' if number == 0 else 'plain'}",
             restoring,
@@ -239,15 +259,6 @@ def _job_targets() -> Iterator[Target]:
             check=restoring.check,
             mutators=JSON,
         )
-    shown = scratch("shown-progress")
-    yield Target(
-        "progress/shown",
-        FromFile(shown / "progress.json", lambda: _next_round(shown)),
-        (),
-        progresses,
-        TEXT,
-        mutators=JSON,
-    )
 
 
 class _Restoring:

@@ -64,7 +64,7 @@ def key_targets() -> Iterator[Target]:
     keys = [key_to_pem(ROOT_KEY), Identity.from_seed(bytes(range(32))).to_pem()]
     yield Target("key/tls", key_from_pem, REFUSED, keys, _PER_BYTE, mutators=damage)
     yield Target("key/identity", Identity.from_pem, REFUSED, keys, _PER_BYTE, mutators=damage)
-    token = inside(_opened, _sealed)
+    token = inside(_opened, sealed)
     yield Target(
         "invitation",
         _invitation,
@@ -124,33 +124,56 @@ def _opened(data: bytes) -> bytes:
     return base64.urlsafe_b64decode(token[1] + b"=" * (-len(token[1]) % 4))[:-8]
 
 
-def _sealed(body: bytes) -> bytes:
+def sealed(body: bytes) -> bytes:
+    """An invitation's text around these bytes, under a right checksum."""
     checksum = hashlib.sha256(b"dure1" + body).digest()[:8]
     return b"Dure invitation\ndure1_" + base64.urlsafe_b64encode(body + checksum).rstrip(b"=") + b".\n"
 
 
 _TEXTS = (
     *("", "a", "Firm A", "../x", "a" * 64, "경남", "a\x9b2Jb", "a\u202eb", "a\u2028b", "a\x00b", "\ufeff", "\u200b"),
-    *("https://a.example:1", "https://[::1]:443", "https://[::1%25x]:1", "https://a\x9b2J:1", "https://a b:1", "https://:1"),
+    *(
+        "https://a.example:1",
+        "https://[::1]:443",
+        "https://[::1%25x]:1",
+        "https://a\x9b2J:1",
+        "https://a b:1",
+        "https://:1",
+    ),
     *("https://[v1.x]:1", "https://a:00443", "https://a:1/", "https://é.example:1", "https://[:1", "https://a:٣"),
 )
 _TIMES = (0, 1, 2**31, 253402300799, 253402300800, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 
 
+Numbers = tuple[bytes, bytes, int, bytes]
+"""An invitation's id, its root's fingerprint, when it expires, its secret."""
+
+
+def fields_of(data: bytes) -> tuple[list[str], Numbers]:
+    """An invitation's texts (consortium, firm, address) and the rest. Raises ValueError or MessageError."""
+    reader = Reader(_opened(data))
+    head = reader.fixed(16)
+    texts = [reader.text(1 << 12) for _ in range(3)]
+    return texts, (head, reader.fixed(32), reader.u64(), reader.fixed(32))
+
+
+def sealed_fields(texts: list[str], numbers: Numbers) -> bytes:
+    """An invitation of these fields, whatever they say, under a right checksum."""
+    head, root, expires, secret = numbers
+    writer = Writer().fixed(head, 16)
+    for text in texts:
+        writer.text(text)
+    return sealed(bytes(writer.fixed(root, 32).u64(expires).fixed(secret, 32)))
+
+
 def _other_fields(data: bytes, chance: random.Random) -> bytes:
     """An invitation with other fields, under a right checksum."""
     try:
-        reader = Reader(_opened(data))
-        head = reader.fixed(16)
-        texts = [reader.text(1 << 12) for _ in range(3)]
-        root, expires, secret = reader.fixed(32), reader.u64(), reader.fixed(32)
+        texts, (head, root, expires, secret) = fields_of(data)
     except (ValueError, MessageError):
         return data
     if chance.random() < 0.2:
         expires = chance.choice(_TIMES)
     else:
         texts[chance.randrange(3)] = chance.choice(_TEXTS)
-    writer = Writer().fixed(head, 16)
-    for text in texts:
-        writer.text(text)
-    return _sealed(bytes(writer.fixed(root, 32).u64(expires).fixed(secret, 32)))
+    return sealed_fields(texts, (head, root, expires, secret))

@@ -1,4 +1,4 @@
-"""Targets of the link: envelopes and frames, what a coordinator says to the desk, Flower's messages, answers on disk."""
+"""Targets of the link: envelopes and frames, what a coordinator says to the desk, and answers on disk."""
 
 import hashlib
 import math
@@ -168,7 +168,7 @@ _NUMBERS = (0, 1, 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 
 
 @dataclass
-class _Loose:
+class Loose:
     """An envelope's fields, taken apart without a check of what they say. arrays: name, type, shape, content."""
 
     reply_to: str
@@ -181,7 +181,7 @@ class _Loose:
     body: bytes
 
     @classmethod
-    def read(cls, data: bytes) -> "_Loose":
+    def read(cls, data: bytes) -> "Loose":
         reader = Reader(data)
         reader.u8()
         reader.text()
@@ -224,7 +224,7 @@ class _Loose:
 def resealed(data: bytes, chance: random.Random) -> bytes:
     """An envelope with another field, and the id and digests that belong to it: what a sender could have made."""
     try:
-        loose = _Loose.read(data)
+        loose = Loose.read(data)
     except MessageError:
         return data
     match chance.randrange(5):

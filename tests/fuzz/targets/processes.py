@@ -1,5 +1,6 @@
 """Targets of what other processes say: trainers, the enrolment API and its callers, Flower's own runtimes."""
 
+import asyncio
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-from fastapi.testclient import TestClient
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from pydantic import BaseModel
 
@@ -36,7 +36,7 @@ from tests.fuzz.targets.keys import pems
 from tests.fuzz.targets.scratch import scratch
 from tests.protocols.test_global_state import a_job
 
-TEXT = 64
+TEXT = 128
 MOST_EXACT = 1 << 53
 """Integers up to here are exact as a double; counts become one."""
 
@@ -173,7 +173,7 @@ class _Api(EnrolmentApi):
         super().__init__("https://dure.example.org:7444", _NoRecord(), None)
         self._client.close()
         self._form, self._said = form, b""
-        transport = httpx.MockTransport(lambda request: httpx.Response(status, content=self._said))
+        transport = httpx.MockTransport(lambda request: httpx.Response(status, content=iter([self._said])))
         self._client = httpx.Client(base_url=self._url + API_PREFIX, transport=transport)
 
     def __call__(self, data: bytes) -> BaseModel:
@@ -194,13 +194,14 @@ class _Server:
 
     def __init__(self) -> None:
         service = EnrolmentService(_NoStore(), None, 7443)  # type: ignore[arg-type]
-        rate = RateLimit(lambda: 0.0, burst=1 << 60)
-        self._client = TestClient(enrolment_app(service, rate), raise_server_exceptions=False)
+        app = enrolment_app(service, RateLimit(lambda: 0.0, burst=1 << 60))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._loop = asyncio.new_event_loop()
+        self._client = httpx.AsyncClient(transport=transport, base_url=f"https://dure.example.org{API_PREFIX}")
 
     def __call__(self, data: bytes) -> int:
-        response = self._client.post(
-            f"{API_PREFIX}/join", content=data, headers={"content-type": "application/json"}
-        )
+        request = self._client.post("/join", content=data, headers={"content-type": "application/json"})
+        response = self._loop.run_until_complete(request)
         assert response.headers["content-type"] == "application/problem+json", response.text
         return response.status_code
 
@@ -227,14 +228,15 @@ def _npy_seeds() -> Sequence[bytes]:
     seeds = []
     for array in (np.arange(9, dtype=np.uint64), np.zeros(0, np.float32), np.ones((2, 3), np.float64)):
         held = Array(array)
-        seeds.append(_told(held.dtype, held.shape, held.stype, held.data))
+        seeds.append(told_array(held.dtype, held.shape, held.stype, held.data))
     packed = io.BytesIO()
     np.savez_compressed(packed, a=np.zeros(1000))
-    seeds.append(_told("float64", (1000,), "numpy.ndarray", packed.getvalue()))
+    seeds.append(told_array("float64", (1000,), "numpy.ndarray", packed.getvalue()))
     return seeds
 
 
-def _told(dtype: str, shape: Sequence[int], form: str, data: bytes) -> bytes:
+def told_array(dtype: str, shape: Sequence[int], form: str, data: bytes) -> bytes:
+    """A Flower array as the targets here take it."""
     return bytes(Writer().text(dtype).items(shape, Writer.u64).text(form).blob(data))
 
 

@@ -1,18 +1,24 @@
 """Targets of the protocol: messages, a firm that answers them, job files, and what a firm keeps of a job."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from dure_protocols.errors import IdentityError, MessageError, RefusedError
-from dure_protocols.identity import SIGNATURE_BYTES, verify
-from dure_protocols.job import JobFile, JobFileError
+from dure_protocols.identity import SIGNATURE_BYTES, is_plain, verify
+from dure_protocols.job import MAX_ROUNDS, JobFile, JobFileError
 from dure_protocols.messages import (
     SHARE_BYTES,
     AskKeys,
     Cohort,
     Delivery,
+    Escrow,
+    EscrowedJoin,
     Establish,
     Invitation,
+    Join,
     Message,
+    Release,
     ReleaseRequest,
     Roster,
     VoteRequest,
@@ -20,9 +26,19 @@ from dure_protocols.messages import (
     encode,
 )
 from dure_protocols.secagg.disclosure import Disclosures, Kind
-from dure_protocols.secagg.escrow import HeldShares, open_delivery
+from dure_protocols.secagg.escrow import (
+    HeldShares,
+    check_escrow,
+    conflicts,
+    delivery_for,
+    escrow_digest,
+    open_delivery,
+    recover_attempt_keys,
+    recover_self_seed,
+)
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.shamir import combine, split
+from dure_protocols.secagg.terms import Terms
 from dure_protocols.wire import Reader
 from tests.fuzz.mutate import JSON
 from tests.fuzz.target import Target
@@ -50,9 +66,10 @@ def protocol_targets() -> Iterator[Target]:
         Disclosures.to_bytes,
         check=_check_kinds,
     )
-    yield Target("job-file", JobFile.from_bytes, (JobFileError,), _job_files(), 96, JobFile.to_bytes, mutators=JSON)
+    yield Target("job-file", JobFile.from_bytes, (JobFileError,), _job_files(), 128, JobFile.to_bytes, _check_job, JSON)
     yield Target("shares", _combine, (MessageError,), _shares(), 8)
     yield Target("delivery", _deliver, (MessageError,), _deliveries(), 8)
+    yield Target("escrow", _opened, (MessageError, RefusedError), _escrows(), 48)
     yield Target("signature", _verify, (IdentityError,), _signatures(), 8)
 
 
@@ -100,6 +117,11 @@ def _asked(situation: Situation, request: Message) -> None:
         case Invitation():
             if request.snapshot:
                 session.check_witnesses(request, bytes.fromhex(step["model_hash"]))
+            known = decode(situation.request)
+            if isinstance(known, Invitation) and known.round < request.round <= MAX_ROUNDS:
+                request = replace(
+                    request, round=known.round
+                )  # the ratchet takes seconds to there, and an agent asks less
             session.join(request, bytes.fromhex(step["model_hash"]), bytes.fromhex(step["model_key"]))
         case Cohort():
             session.accept_cohort(request)
@@ -148,6 +170,11 @@ def _job_files() -> tuple[bytes, ...]:
     return (*seeds, *(case["text"].encode() for case in cases_of("model", "job")))
 
 
+def _check_job(job: JobFile) -> None:
+    for shown in (job.title, job.consortium, *job.firms):
+        assert is_plain(shown), f"{shown!r} is shown to people"
+
+
 def _combine(data: bytes) -> bytes:
     count, length = data[:1], SHARE_BYTES
     shares = {point + 1: data[1 + point * length :][:length] for point in range(len(data) // length)}
@@ -170,6 +197,48 @@ def _deliver(data: bytes) -> HeldShares | None:
 
 def _deliveries() -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(inputs["delivery"]) for inputs in cases_of("sharing", "delivery"))
+
+
+def _recovery() -> dict[str, Any]:
+    """A dealer's escrow and what the others release of it: enough to open both of its secrets."""
+    return cases_of("sharing", "recovery")[0]
+
+
+def _escrows() -> tuple[bytes, ...]:
+    cases = (*cases_of("sharing", "recovery"), *cases_of("sharing", "escrow check"))
+    return tuple(dict.fromkeys(bytes.fromhex(inputs["escrow"]) for inputs in cases))
+
+
+def _opened(data: bytes) -> list[str]:
+    """What the server does with a firm's escrow: checks it, hands it out, compares it, opens it."""
+    reader = Reader(data)
+    escrow = Escrow.read(reader)
+    reader.end()
+    inputs = _recovery()
+    dealer, zeros, threshold = inputs["dealer"], bytes(64), inputs["threshold"]
+    firms = dict.fromkeys(inputs["firms"], zeros[:32])
+    terms = Terms(zeros[:32], firms, 2, 1, threshold=threshold)
+    escrowed = EscrowedJoin(Join(dealer, 1, 1, 1, zeros[:32], escrow_digest(escrow), zeros), escrow)
+    check_escrow(terms, escrowed)
+    others = [firm for firm in firms if firm != dealer]
+    for firm in others:
+        delivery_for(terms, firm, escrowed)
+    conflicts(terms, [escrowed])
+    shares = [((dealer, bytes.fromhex(share)),) for share in inputs["shares"].values()]
+    releases = [
+        Release(firm, zeros[:32], zeros[:32], share, share, zeros) for firm, share in zip(others, shares, strict=True)
+    ]
+    refused: RefusedError | None = None
+    found = []
+    for recover in (recover_self_seed, recover_attempt_keys):
+        try:
+            recover(terms, threshold, escrowed, releases)
+            found.append(recover.__name__)
+        except RefusedError as error:
+            refused = error
+    if refused is not None and not found:
+        raise refused
+    return found
 
 
 def _verify(data: bytes) -> None:

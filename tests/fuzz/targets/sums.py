@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dure_protocols.errors import MessageError
-from dure_protocols.global_state import GlobalState, layout_of
+from dure_protocols.global_state import GlobalState
 from dure_protocols.secagg.codec import DecodedSum, VectorLayout, Words, carries_tag, decode_sum
 from tests.fuzz.target import Target
 from tests.fuzz.targets.recorded import cases_of
@@ -32,13 +32,15 @@ def sum_targets() -> Iterator[Target]:
     yield Target("sum/decode", _each(of_layout, _decoded), REFUSED, seeds, 32, check=_check_decoded)
     keys = {tuple(sorted(inputs["layout"].items())): bytes.fromhex(inputs["key"]) for inputs in tags}
     tagged = [(layouts[each], keys[each]) for each in layouts]
-    base = 256 << 10  # a tag key spread out
+    base = 512 << 10  # a tag key, spread out for rows of 512 words
     yield Target("sum/tag", _each(tagged, _carries), REFUSED, seeds, 48, base_bytes=base)
     jobs = a_job(statistics=2), a_moving_job(statistics=2)
     sums = tuple(published(job, round_).tobytes() for job in jobs for round_ in (0, 1, 2, 6))
     yield Target("sum/apply", _each(jobs, _advanced), REFUSED, sums, 64, check=_check_state)
     snapshots = tuple(bytes.fromhex(inputs["vector"]) for inputs in cases_of("model", "snapshot"))
-    yield Target("snapshot", _each(jobs, _standing), REFUSED, (*_snapshots(jobs), *snapshots), 64, _words_again, _check_state)
+    yield Target(
+        "snapshot", _each(jobs, _standing), REFUSED, (*_snapshots(jobs), *snapshots), 64, _words_again, _check_state
+    )
 
 
 def _each(variants: Any, read: Callable[[Words, Any], Any]) -> Callable[[bytes], Any]:
