@@ -26,7 +26,7 @@ import numpy as np
 from dure_client.link.client import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
 from dure_client.link.transfer import write_all
 from dure_protocols import messages
-from dure_protocols.errors import DureError, MisuseError, RefusalCode, RefusedError
+from dure_protocols.errors import DureError, MessageError, MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import CHUNK_BYTES, MAX_TTL_SECONDS, AnyArray, ArrayRef, Envelope, little_endian, raw_bytes
 from dure_protocols.ledger import RecordKind
 
@@ -71,7 +71,8 @@ def ledger_kind(reply: Envelope) -> RecordKind:
     Raises MisuseError.
     """
     if reply.error_code is not None:
-        RefusalCode(reply.error_code)
+        if reply.error_code not in set(RefusalCode):
+            raise MisuseError(f"{reply.error_code!r} is no code that may leave the firm")
         return RecordKind.REFUSAL
     return answer_kind(reply.body, {ref.name for ref in reply.arrays})
 
@@ -168,6 +169,9 @@ class Agent:
     def _recall(self, file: Path, message: Envelope) -> Envelope | None:
         try:
             reply = Envelope.decode(file.read_bytes())
+            self._kind_of(reply)
+            if not reply.answers(message):
+                raise MessageError("it answers another message")
         except FileNotFoundError:
             return None
         except DureError:

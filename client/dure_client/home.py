@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dure_protocols.certificates import CertificateFacts, key_from_pem, read_certificate
 from dure_protocols.errors import DureError
 from dure_protocols.identity import Identity, check_firm_name
+from dure_protocols.toml import parse_toml
 
 HOME_VARIABLE = "DURE_AGENT_HOME"
 
@@ -166,7 +167,7 @@ class AgentHome:
     def config(self) -> AgentConfig:
         """Read agent.toml. Raises HomeError if the firm has not joined or the file is damaged."""
         try:
-            return AgentConfig.model_validate(tomllib.loads(self.config_file.read_text()))
+            return AgentConfig.model_validate(parse_toml(self.config_file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise HomeError(
                 f"{self.path} belongs to no firm yet: run `dure-agent join` with the operator's invitation, "
@@ -263,7 +264,7 @@ def _bracketed(host: str) -> str:
 
 def _toml_string(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
 
 def _first_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dure_protocols.errors import IdentityError
-from dure_protocols.identity import check_firm_name, fingerprint
+from dure_protocols.identity import UNREADABLE, check_firm_name, fingerprint
 
 ROOT_DAYS = 3650
 SERVER_DAYS = 397
@@ -32,6 +32,9 @@ RENEW_AFTER_SHARE = 2 / 3
 CLOCK_SKEW = timedelta(minutes=5)
 """Certificates start this much before `now`, since clocks on two sites never agree."""
 MAX_PEM_BYTES = 16 * 1024
+
+_UNREADABLE = (*UNREADABLE, x509.InvalidVersion)
+"""The same for certificates and requests. Much of it comes late, when a part is looked at."""
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
@@ -55,7 +58,7 @@ def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """Read a P-256 private key file. Raises IdentityError if it is something else."""
     try:
         key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise IdentityError("the TLS key file is not an unencrypted PEM private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError("the TLS key file holds a key of another kind; an EC P-256 key was expected")
@@ -118,13 +121,17 @@ def request_public_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
-    except (ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise IdentityError("the signing request is not a PEM certificate signing request") from error
     # (2)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError("the signing request carries a key of another kind; an EC P-256 key was expected")
     # (3)
-    if not request.is_signature_valid:
+    try:
+        is_signed = request.is_signature_valid
+    except _UNREADABLE:
+        is_signed = False
+    if not is_signed:
         raise IdentityError("the signing request is not signed by the key it carries; make the request again")
     return key
 
@@ -140,10 +147,10 @@ class Authority:
     def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
         self._certificate = _load_certificate(certificate_pem)
         self._key = key_from_pem(key_pem)
-        if self._certificate.public_key() != self._key.public_key():
+        self.facts = _facts(self._certificate)
+        if self.facts.public_key_der != public_key_der(self._key.public_key()):
             raise IdentityError("root certificate and root key do not belong together; restore both from one backup")
         self.certificate_pem = certificate_pem
-        self.facts = _facts(self._certificate)
 
     @classmethod
     def create(
@@ -235,7 +242,7 @@ def check_issued(
     certificate, root = _load_certificate(certificate_pem), _load_certificate(root_pem)
     try:  # (1)
         certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (*_UNREADABLE, InvalidSignature) as error:
         raise IdentityError("the certificate was not signed by the consortium's root; nothing was kept") from error
     facts = _facts(certificate)
     if facts.public_key_der != public_key_der(key):  # (2)
@@ -253,18 +260,27 @@ def _load_certificate(pem: bytes) -> x509.Certificate:
     if len(pem) > MAX_PEM_BYTES:
         raise IdentityError(f"a certificate of {len(pem)} bytes came; at most {MAX_PEM_BYTES} are allowed")
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except (ValueError, TypeError) as error:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except _UNREADABLE as error:
         raise IdentityError("a PEM certificate was expected; what came is none, or is damaged") from error
+    if _pem(certificate) != pem:
+        # The first certificate is read, and TLS would trust the second as well: a fingerprint says nothing of that one.
+        raise IdentityError(
+            "one PEM certificate was expected and nothing beside it; more came, or it is laid out oddly"
+        )
+    return certificate
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        public = certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except _UNREADABLE as error:
+        raise IdentityError("the certificate is damaged, or carries a key of a kind that is not known here") from error
     if len(names) != 1:
         raise IdentityError(f"a certificate with one common name was expected; this one has {len(names)}")
-    public = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     return CertificateFacts(
         name=str(names[0].value),
         serial=certificate.serial_number,

@@ -48,6 +48,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_TYPE = re.compile(r"(train|evaluate|query)(\.[a-z][a-z0-9_]{0,47})?")
 _GROUP = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _ARRAY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")  # below 2^64, so that a ledger takes it
 _ERROR_CODE = re.compile(r"[a-z][a-z-]{0,47}")
 _AGENT_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 
@@ -69,7 +70,7 @@ class Place(NamedTuple):
     def of(cls, group: str) -> "Place":
         """The place a group spells. A group of another form is a job's name and nothing else."""
         match group.split("/"):
-            case [job, number, attempt, phase] if number.isdecimal() and attempt.isdecimal():
+            case [job, number, attempt, phase] if _COUNT.fullmatch(number) and _COUNT.fullmatch(attempt):
                 return cls(job, int(number), int(attempt), phase)
         return cls(group)
 
@@ -113,10 +114,7 @@ class ArrayRef:
 
     def __post_init__(self) -> None:
         _insist(_ARRAY_NAME.fullmatch(self.name), "an array's name is a letter and up to 63 letters, digits, . _ -")
-        _insist(self.dtype in DTYPES, f"an array's type is one of {', '.join(sorted(DTYPES))}")
-        _insist(len(self.shape) <= MAX_DIMENSIONS, f"an array has at most {MAX_DIMENSIONS} dimensions")
-        _insist(all(0 <= length < 1 << 63 for length in self.shape), "an array's lengths fit 63 bits")
-        _insist(self.size_bytes <= MAX_BLOB_BYTES, f"an array has at most {MAX_BLOB_BYTES} bytes")
+        check_form(self.dtype, self.shape)
         _insist(is_blob_digest(self.sha256), "an array's digest is 64 hex digits")
         _insist(self.is_blob == (self.size_bytes > INLINE_ARRAY_BYTES), "small arrays, and only they, are inline")
         if self.inline is not None:
@@ -151,6 +149,16 @@ class ArrayRef:
         """The read-only array whose raw bytes these are, without a copy."""
         array: AnyArray = np.frombuffer(content, dtype=little_endian(self.dtype)).reshape(self.shape)
         return array
+
+
+def check_form(dtype: str, shape: tuple[int, ...]) -> None:
+    """Check that an array of this type and shape may travel. Raises MisuseError."""
+    _insist(dtype in DTYPES, f"an array's type is one of {', '.join(sorted(DTYPES))}")
+    _insist(len(shape) <= MAX_DIMENSIONS, f"an array has at most {MAX_DIMENSIONS} dimensions")
+    _insist(all(0 <= length < 1 << 63 for length in shape), "an array's lengths fit 63 bits")
+    # Lengths beside a 0 count, too: numpy takes no larger ones, however empty the array is.
+    largest = math.prod(max(1, length) for length in shape) * np.dtype(dtype).itemsize
+    _insist(largest <= MAX_BLOB_BYTES, f"an array has at most {MAX_BLOB_BYTES} bytes")
 
 
 def little_endian(dtype: str) -> np.dtype[np.generic]:
@@ -351,7 +359,7 @@ class Stored:
     @classmethod
     def decode(cls, data: bytes) -> "Stored":
         """Read the answer. Raises MessageError."""
-        return _decoded(data, lambda reader: cls(reader.u64(), _read_flag(reader)))
+        return _decoded(data, lambda reader: cls(reader.u64(), reader.flag()))
 
 
 @dataclass(frozen=True)
@@ -403,15 +411,8 @@ def _write_array(writer: Writer, ref: ArrayRef) -> None:
 def _read_array(reader: Reader) -> ArrayRef:
     name, dtype = reader.text(64), reader.text(16)
     shape = tuple(reader.items(Reader.u64, MAX_DIMENSIONS))
-    sha256, is_inline = reader.fixed(32).hex(), _read_flag(reader)
+    sha256, is_inline = reader.fixed(32).hex(), reader.flag()
     return ArrayRef(name, dtype, shape, sha256, reader.blob(INLINE_ARRAY_BYTES) if is_inline else None)
-
-
-def _read_flag(reader: Reader) -> bool:
-    flag = reader.u8()
-    if flag > 1:
-        raise MessageError(f"a flag of {flag} came; 0 or 1 was expected")
-    return flag == 1
 
 
 def _read_envelope(reader: Reader) -> Envelope:

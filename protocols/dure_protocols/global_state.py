@@ -11,6 +11,7 @@ same bits as the server and as every other firm, and nobody has to be told the m
 way, where the job file says so.
 """
 
+import math
 import struct
 from copy import copy
 from dataclasses import dataclass
@@ -125,7 +126,14 @@ class GlobalState:
         best: Best | None,
         clip: float,
     ) -> None:
-        """Go on from what this side itself stored before."""
+        """Go on from what this side itself stored before. Raises MessageError if that is no state of this job."""
+        terms = self._job.model
+        shapes = {part.shape for part in (model, *([] if best is None else [best.model]))}
+        fits = shapes == {(terms.parameters,)} and first_round(self._job) <= round_ <= last_round(self._job) + 1
+        if normalisation is not None:
+            fits &= normalisation.shape == (terms.statistics + 1,) and bool(np.isfinite(normalisation).all())
+        if not fits or not 0.0 < clip < math.inf:
+            raise MessageError(f"what is stored before round {round_} is no global state of job {self._job.id!r}")
         self.round, self.model, self.digest = round_, model, model_digest(model)
         self.normalisation, self.best, self.clip = normalisation, best, clip
 
@@ -157,7 +165,7 @@ class GlobalState:
     def standing_at(self, words: Words) -> "GlobalState":
         """The state of this job that `to_words` wrote. Raises MessageError if the words are no such thing.
 
-        The caller MUST compare its `hash` with one that it trusts.
+        words: uint64, of any shape a peer may have sent. The caller MUST compare its `hash` with one that it trusts.
         """
         terms = self._job.model
         flags = int(words[1]) if words.ndim == 1 and words.size >= _HEAD_WORDS else 4
@@ -167,10 +175,15 @@ class GlobalState:
         if flags > 3 or words.size != normalised + (1 + has_best) * model_words:
             raise MessageError(f"a vector of {words.shape} words is no global state of job {self._job.id!r}")
         numbers = words[2:5].view(np.float64)
-        model, other = (
-            words[start : start + model_words].view(np.float32)[: terms.parameters]
+        whole, other_whole = (
+            words[start : start + model_words].view(np.float32)
             for start in (normalised, normalised + model_words * has_best)
         )
+        model, other = whole[: terms.parameters], other_whole[: terms.parameters]
+        unused = [] if has_best else [words[3:5]]
+        unused += [part[terms.parameters :].view(np.uint32) for part in (whole, other_whole)]
+        if any(part.any() for part in unused):
+            raise MessageError(f"a global state of job {self._job.id!r} has zeros where nothing stands")
         made = copy(self)
         made.resume(
             int(words[0]),

@@ -27,6 +27,7 @@ from dure_protocols.job import (
     least_threshold,
     majority,
 )
+from dure_protocols.toml import parse_toml
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
 
@@ -70,10 +71,10 @@ class JobDraft(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a draft. Raises JobDraftError naming every problem."""
         try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
+            return cls.model_validate(parse_toml(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise JobDraftError(f"there is no job draft at {path}") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise JobDraftError(f"{path} is not valid TOML: {error}; correct that line") from error
         except ValidationError as error:
             problems = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

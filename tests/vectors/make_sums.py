@@ -321,6 +321,10 @@ def _course_cases(job):
         given | {"vector": flags.tobytes().hex()},
         {"refusal": "malformed"},
     )
+    filled = state.to_words()
+    filled[-1] |= np.uint64(1 << 63)
+    given |= {"vector": filled.tobytes().hex()}
+    yield case("refused: a snapshot that is not filled up with zeros", "snapshot", given, {"refusal": "malformed"})
     wrong = inputs | {"sums": [inputs["sums"][0] | {"members": 2}]}
     yield case("refused: a sum that counts more vectors than members", "course", wrong, {"refusal": "malformed"})
     other = inputs | {"initial": (INITIAL + 1).astype("<f4").tobytes().hex()}

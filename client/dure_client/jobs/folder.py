@@ -14,12 +14,13 @@ progress.json, and one that does not match after a power cut is computed again f
 a power cut took is gone: the firm begins with zeros.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from dure_client.home import write_file
 from dure_protocols.errors import MessageError
@@ -28,6 +29,33 @@ from dure_protocols.job import JobFile
 
 Place = tuple[int, int, int]
 """Epoch, round and attempt."""
+
+PROGRESS_FILE = "progress.json"
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StoredBest(_Stored):
+    """Which file holds the best model so far."""
+
+    digest: Digest
+    round: Count
+    value: float
+
+
+class Progress(_Stored):
+    """progress.json."""
+
+    round: Count
+    digest: Digest
+    normalisation: tuple[float, ...] | None
+    best: StoredBest | None
+    clip: float
+    residual: tuple[Count, Count, Count] | None
 
 
 class JobFolder:
@@ -108,17 +136,16 @@ class JobFolder:
         best = None
         if state.best is not None:
             names.add(self._save_model(state.best.model, state.best.digest))
-            best = {"digest": state.best.digest.hex(), "round": state.best.round, "value": state.best.value}
-        normalisation = None if state.normalisation is None else state.normalisation.tolist()
-        progress = {
-            "round": state.round,
-            "digest": state.digest.hex(),
-            "normalisation": normalisation,
-            "best": best,
-            "clip": state.clip,
-            "residual": residual,
-        }
-        write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
+            best = StoredBest(digest=state.best.digest.hex(), round=state.best.round, value=state.best.value)
+        progress = Progress(
+            round=state.round,
+            digest=state.digest.hex(),
+            normalisation=None if state.normalisation is None else tuple(state.normalisation.tolist()),
+            best=best,
+            clip=state.clip,
+            residual=residual,
+        )
+        write_file(self.path / PROGRESS_FILE, progress.model_dump_json().encode(), mode=0o600)
         for file in self.path.glob("model-*.f32"):
             if file.name not in names:
                 file.unlink()
@@ -129,22 +156,16 @@ class JobFolder:
 
         Returns the attempt whose residual counts, None if there is none.
         """
-        file = self.path / "progress.json"
-        if not file.exists():
+        stored = stored_progress(self.path)
+        if stored is None:
             return None
+        normalisation = None if stored.normalisation is None else np.array(stored.normalisation, np.float64)
         try:
-            progress = json.loads(file.read_bytes())
-            model = self._load_model(progress["digest"])
-            best = progress["best"]
-            kept = None if best is None else self._load_best(best["digest"], best["round"], best["value"])
-            stored = progress["normalisation"]
-            normalisation = None if stored is None else np.array(stored, np.float64)
-            residual = progress["residual"]
-            place = None if residual is None else _place_of(residual)
-            state.resume(progress["round"], model, normalisation, kept, progress["clip"])
-        except (KeyError, TypeError, ValueError, OSError, MessageError):
+            best = None if stored.best is None else self._load_best(stored.best)
+            state.resume(stored.round, self._load_model(stored.digest), normalisation, best, stored.clip)
+        except (OSError, MessageError):
             return None
-        return place
+        return stored.residual
 
     def save_array(self, name: str, array: NDArray[np.float32]) -> None:
         """Write a float32 array to a file of the folder, whole or not at all."""
@@ -158,8 +179,8 @@ class JobFolder:
             self.save_array(name, model)
         return name
 
-    def _load_best(self, digest: str, round_: int, value: float) -> Best:
-        return Best(self._load_model(digest), bytes.fromhex(digest), round_, value)
+    def _load_best(self, best: StoredBest) -> Best:
+        return Best(self._load_model(best.digest), bytes.fromhex(best.digest), best.round, best.value)
 
     def _load_model(self, digest: str) -> NDArray[np.float32]:
         model = np.fromfile(self.path / f"model-{digest[:32]}.f32", "<f4")
@@ -173,9 +194,13 @@ def _residual_name(place: Place) -> str:
 
 
 def _place_in(file: Path) -> Place:
-    return _place_of(list(map(int, file.stem.split("-")[1:])))
-
-
-def _place_of(numbers: list[int]) -> Place:
-    epoch, round_, attempt = numbers
+    epoch, round_, attempt = map(int, file.stem.split("-")[1:])
     return epoch, round_, attempt
+
+
+def stored_progress(folder: Path) -> Progress | None:
+    """Where a job stands, as its folder says; None if it does not say, or the file is damaged."""
+    try:
+        return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

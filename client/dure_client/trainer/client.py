@@ -211,7 +211,7 @@ class TrainerClient:
                 environment=self._environment,
                 module=self._module,
             )
-            limits = [("grpc.max_receive_message_length", m.MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
+            limits = [("grpc.max_receive_message_length", m.MAX_ANSWER_BYTES), ("grpc.enable_http_proxy", 0)]
             self._channel = grpc.insecure_channel(f"unix:{self._process.socket}", options=limits)
             self._wait_until_ready(self._channel)
         return self._channel

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.identity import Identity
+from dure_protocols.job import MAX_ROUNDS
 from dure_protocols.messages import (
     Cohort,
     EscrowedJoin,
@@ -140,9 +141,9 @@ class FirmSession:
 
         model_key: digest of the model alone, without the round, by which a firm knows that it has seen it before.
 
-        Verifies: (1) keys of this epoch stand; (2) the attempt is newer than any before, and its round not released;
-        (3) nothing was contributed on this model before, in threshold mode but in this very round. The ratchet moves to
-        the round: older roots are gone.
+        Verifies: (1) keys of this epoch stand; (2) the attempt is newer than any before, its round not released, and
+        one that a job may have; (3) nothing was contributed on this model before, in threshold mode but in this very
+        round. The ratchet moves to the round: older roots are gone.
         """
         state = self._state
         self._check_not_retired()
@@ -151,6 +152,8 @@ class FirmSession:
         place = (invitation.round, invitation.attempt)
         if place <= (state.round, state.attempt):  # (2)
             raise RefusedError(RefusalCode.REPLAY, f"round and attempt {place} are not newer than the last")
+        if invitation.round > MAX_ROUNDS + 1:  # the ratchet would move for ever
+            raise RefusedError(RefusalCode.OUT_OF_ORDER, f"no job has a round {invitation.round}")
         if state.released_members and invitation.round <= state.released_round:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
         self._check_model(model_key, invitation.round)  # (3)

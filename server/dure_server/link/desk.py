@@ -16,7 +16,6 @@ import grpc
 
 from dure_protocols.errors import MessageError
 from dure_protocols.frames import Envelope, node_id
-from dure_protocols.identity import check_firm_name
 from dure_server.link import desk_frames
 from dure_server.link.blobs import BlobFolder
 from dure_server.link.desk_frames import SERVICE, Parcel, ReplyQuery
@@ -95,7 +94,7 @@ class DeskService:
         envelope = Envelope.decode(parcel.envelope)
         if envelope.reply_to:
             raise MessageError("a reply came where a message to a firm was expected")
-        if envelope.dst_node != node_id(self._consortium, check_firm_name(parcel.firm)):
+        if envelope.dst_node != node_id(self._consortium, parcel.firm):
             raise MessageError(f"{envelope!r} is for node {envelope.dst_node}, which is not {parcel.firm}")
         return Pushed(parcel.firm, envelope, parcel.envelope)
 

@@ -156,7 +156,7 @@ def _identify(pem: bytes) -> Caller:
     facts = read_certificate(pem)
     try:
         usage = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError) as error:
         raise IdentityError("the certificate does not say what it is for") from error
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
         raise IdentityError("the certificate is not for clients")

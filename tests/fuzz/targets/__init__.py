@@ -1,0 +1,27 @@
+"""One target for each decoder: all that takes bytes or text from a peer, from another process or from disk."""
+
+from functools import cache
+
+from tests.fuzz.target import Target
+from tests.fuzz.targets.files import file_targets
+from tests.fuzz.targets.keys import key_targets
+from tests.fuzz.targets.link import link_targets
+from tests.fuzz.targets.processes import process_targets
+from tests.fuzz.targets.protocol import protocol_targets
+from tests.fuzz.targets.sums import sum_targets
+
+
+@cache
+def all_targets() -> tuple[Target, ...]:
+    """Every target, made once: their seeds take a second."""
+    targets = (
+        *protocol_targets(),
+        *sum_targets(),
+        *key_targets(),
+        *link_targets(),
+        *file_targets(),
+        *process_targets(),
+    )
+    names = [target.name for target in targets]
+    assert len(set(names)) == len(names), "two targets have one name"
+    return targets
