@@ -23,6 +23,7 @@ NO_DECODERS = {
     "dure_protocols.frames:ArrayRef.view": "bytes whose length its constructor has checked",
     "dure_protocols.ledger:append": "writes",
     "dure_protocols.secagg.codec:warm_up": "words of its own making",
+    "dure_protocols.secagg.published:check_sum": "hands the words on to `codec.carries_tag`",
     "dure_protocols.secagg.run:run_secure_aggregation": "plays all parties",
     "dure_protocols.secagg.server:Attempt.unmask": "messages that were decoded",
     "dure_protocols.secagg.tags:split": "random bytes of its own caller",

@@ -29,12 +29,13 @@ from dure_protocols.messages import (
     Vote,
     VoteRequest,
 )
-from dure_protocols.secagg.codec import VectorLayout, Words, carries_tag
+from dure_protocols.secagg.codec import VectorLayout, Words
 from dure_protocols.secagg.disclosure import Disclosures, Kind
 from dure_protocols.secagg.escrow import deal, escrow_digest, open_delivery
 from dure_protocols.secagg.handshake import Encapsulate, Handshake, HandshakeState, mlkem_encapsulate
 from dure_protocols.secagg.keystream import derive
 from dure_protocols.secagg.masks import MaskKeys, mask_key, self_mask_key, tag_key
+from dure_protocols.secagg.published import awaits_sum, check_sum, check_witnesses
 from dure_protocols.secagg.session_state import MAX_EPOCHS, NO_HASH, EpochMemory, HeldFrom, Phase, SessionState
 from dure_protocols.secagg.terms import (
     Randomness,
@@ -290,43 +291,8 @@ class FirmSession:
         return Release(self._firm, state.context, state.self_seed, ours, theirs, signature)
 
     def check_sum(self, published: PublishedSum, words: Words, layout: VectorLayout, model_hash: bytes) -> None:
-        """Check a published sum before it is applied; model_hash: the global state's, as this firm computed it.
-
-        Verifies: (1) we hold the tag key of its epoch; (2) its members are of its cohort, and that of the job, and are
-        at least two, of statistics all; (3) they fit what this firm did; (4) the sum carries the tag of that very
-        attempt, cohort and model, and of those very members; (5) it counts as many vectors as it names members.
-        """
-        state, terms = self._state, self._terms
-        known = next((epoch for epoch in state.epochs if epoch.epoch == published.epoch), None)
-        if known is None:  # (1)
-            raise RefusedError(
-                RefusalCode.SNAPSHOT_NEEDED, f"this firm has no tag key of epoch {published.epoch} to check sums with"
-            )
-        members, cohort = set(published.members), set(published.cohort)
-        is_whole = members == cohort or terms.threshold is not None
-        sizes = (len(members), len(cohort)) == (len(published.members), len(published.cohort))
-        least = len(terms.firms) if Kind.of(published.round) is Kind.STATISTICS else 2
-        if not (members <= cohort <= set(terms.firms) and is_whole and sizes and len(members) >= least):  # (2)
-            raise RefusedError(RefusalCode.ROSTER, f"the sum of round {published.round} is over no member set of it")
-        if not self._may_have_published(published):  # (3)
-            raise RefusedError(
-                RefusalCode.ROSTER,
-                f"the sum of round {published.round} names other members than this firm released to",
-            )
-        place = published.epoch, published.round, published.attempt
-        context = mask_context(terms, known.transcript, *place, published.cohort, model_hash)
-        if not carries_tag(words, layout, tag_key(known.tag_key, context), published.members):  # (4)
-            raise RefusedError(
-                RefusalCode.FALSE_SUM,
-                f"the sum of round {published.round} does not carry the tag of what its members sent: the server"
-                " changed it, or one of them runs another program",
-            )
-        counted = int(words[layout.tail][1])
-        if counted != len(members):  # (5)
-            raise RefusedError(
-                RefusalCode.FALSE_SUM,
-                f"the sum of round {published.round} counts {counted} vectors and names {len(members)} members",
-            )
+        """Check a published sum before it is applied; see `published.check_sum`."""
+        check_sum(self._terms, self._state, self._firm, published, words, layout, model_hash)
 
     def note_sum(self, published: PublishedSum, model_key: bytes) -> None:
         """Note a checked sum that holds this firm's vector, also where the others opened it without us."""
@@ -335,46 +301,17 @@ class FirmSession:
 
     def awaits_sum(self, round_: int) -> bool:
         """Whether this firm uploaded in a round that others may have opened over members that it does not know yet."""
-        state = self._state
-        is_uploaded = state.contributed_key != NO_HASH and state.contributed_round == round_
-        return is_uploaded and not (state.released_members and state.released_round == round_)
+        return awaits_sum(self._state, round_)
 
     def check_witnesses(self, invitation: Invitation, model_hash: bytes) -> None:
-        """Check that enough other firms stand on the global state of a snapshot, whose hash the caller computed.
-
-        Verifies: (1) each witness joined the very attempt of the invitation; (2) on this hash; (3) they are as many
-        other firms as `Terms.witnesses` asks for.
-        """
-        (snapshot,) = invitation.snapshot
-        place = invitation.epoch, invitation.round, invitation.attempt
-        if not self._state.epochs:
-            raise RefusedError(RefusalCode.STATE_LOST, f"this firm holds no pair keys of epoch {invitation.epoch}")
-        for join in snapshot.witnesses:
-            check_join(self._terms, self._transcript, place, join)  # (1)
-        standing = {join.firm for join in snapshot.witnesses if join.model_hash == model_hash} - {self._firm}  # (2)
-        if len(standing) < self._terms.witnesses:  # (3)
-            raise RefusedError(
-                RefusalCode.GLOBAL_MODEL,
-                f"{len(standing)} other firms signed the hash of the offered model; {self._terms.witnesses} are needed",
-            )
+        """Check that enough other firms stand on the global state of a snapshot; see `published.check_witnesses`."""
+        check_witnesses(self._terms, self._state, self._firm, invitation, model_hash)
 
     def retire(self) -> None:
         """The job is over: erase every key and take part no more. What was released stays known."""
         state = self._state
         state.phase, state.roots, state.self_seed, state.held = Phase.RETIRED, (), NO_HASH, ()
         state.handshake, state.epochs = HandshakeState(epoch=self.epoch), ()
-
-    def _may_have_published(self, published: PublishedSum) -> bool:
-        """Whether a sum fits what this firm did: it holds exactly those it released to, and never a vector of ours
-        that we did not send. In threshold mode the others may have opened what we uploaded."""
-        state = self._state
-        if state.released_members and published.round < state.released_round:
-            return True
-        if state.released_members and published.round == state.released_round:
-            return tuple(sorted(published.members)) == state.released_members
-        if self._firm not in published.members:
-            return True
-        return self.awaits_sum(published.round)
 
     @property
     def _place(self) -> tuple[int, int, int]:
