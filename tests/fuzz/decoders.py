@@ -28,16 +28,10 @@ PACKAGES = {
 }
 PRIMITIVES = frozenset(
     {
-        *("Reader", "unpack", "frombuffer", "fromfile", "loads", "parse_toml", "b64decode", "urlsafe_b64decode"),
-        *("model_validate", "model_validate_json", "load_pem_private_key", "load_pem_x509_certificate"),
-        *(
-            "load_pem_x509_csr",
-            "load_der_x509_certificate",
-            "from_public_bytes",
-            "decrypt",
-            "decapsulate",
-            "split_lines",
-        ),
+        *("Reader", "struct.unpack", "frombuffer", "fromfile", "b64decode", "urlsafe_b64decode"),
+        *("json.loads", "tomllib.loads", "parse_toml", "model_validate", "model_validate_json"),
+        *("load_pem_private_key", "load_pem_x509_certificate", "load_pem_x509_csr", "from_public_bytes"),
+        *("decrypt", "decapsulate"),
     }
 )
 
@@ -62,26 +56,31 @@ def _within(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(child, ast.ClassDef):
             yield from _within(child, f"{prefix}{child.name}.")
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            used = sorted({name for call in ast.walk(child) if (name := _called(call)) in PRIMITIVES})
+            used = sorted({name for node in ast.walk(child) for name in _called(node) & PRIMITIVES})
             if used:
                 yield f"{prefix}{child.name}", f"calls {', '.join(used)}"
             elif "MessageError" in (ast.get_docstring(child) or ""):
                 yield f"{prefix}{child.name}", "says that it raises MessageError"
 
 
-def _called(node: ast.AST) -> str:
-    if not isinstance(node, ast.Call):
-        return ""
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+def _called(node: ast.AST) -> set[str]:
+    """The names of what a node calls: of `struct.unpack`, "unpack" and "struct.unpack"."""
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            return {name}
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=holder), attr=name)):
+            return {name, f"{holder}.{name}"}
+        case ast.Call(func=ast.Attribute(attr=name)):
+            return {name}
+    return set()
 
 
 def found_classes() -> dict[str, type]:
-    """Every class of the protocol that reads itself, by "module:name"."""
-    modules = list(_modules(dure_protocols))
-    classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
-    reading = {each for each in classes if issubclass(each, Fields | BaseModel) and each.__module__ != "pydantic.main"}
-    return {f"{each.__module__}:{each.__qualname__}": each for each in reading if each is not Fields}
+    """Every class of the protocol that reads itself, by "module:name"; not those that others are made of."""
+    classes = {each for module in _modules(dure_protocols) for each in vars(module).values() if isinstance(each, type)}
+    reading = {each for each in classes if issubclass(each, Fields | BaseModel)}
+    bases = {base for each in reading for base in each.__mro__[1:]}
+    return {f"{each.__module__}:{each.__qualname__}": each for each in reading - bases}
 
 
 def _modules(package: ModuleType) -> Iterator[ModuleType]:

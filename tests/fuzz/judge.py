@@ -97,6 +97,9 @@ def _decoded(target: Target, data: bytes) -> tuple[Outcome, object]:
         shape = f"{what}: {_VARYING.sub('#', str(refusal))[:120]}"
     except KeyboardInterrupt:
         raise
+    except EndlessError as error:
+        what = shape = type(error).__name__
+        failure = f"{what} {_where(error)}: {error}"
     except BaseException as error:  # a Rust panic is no Exception  # noqa: BLE001
         what = type(error).__name__
         shape = f"{what} {_where(error)}"

@@ -55,8 +55,10 @@ def _of_the_protocol() -> list[Kept]:
     members = ("11" * 32, "22" * 32)
     return [
         Kept("session/answer", "an invitation to round 2^64 - 1", "EndlessError", encode(far)),
-        Kept("disclosures", "a cohort of no kind", "counted for nothing", _stored_cohorts(("statistiks", members))),
-        Kept("disclosures", "a cohort twice", "not canonical", _stored_cohorts(*[("update", members)] * 2)),
+        Kept(
+            "disclosures/bytes", "a cohort of no kind", "counted for nothing", _stored_cohorts(("statistiks", members))
+        ),
+        Kept("disclosures/bytes", "a cohort twice", "not canonical", _stored_cohorts(*[("update", members)] * 2)),
         Kept("job-file", "a job whose contract holds NaN", "ValueError", _job(contract={"a": float("nan")})),
         Kept("job-file", "a firm's name that is none", "IdentityError", _job(firms={"A b": "11" * 32, "b": "22" * 32})),
         Kept(
@@ -65,6 +67,7 @@ def _of_the_protocol() -> list[Kept]:
             "400 bytes of memory for each byte",
             _job(model=VALUES["model"] | {"round_metrics": [0] * 10_000}),
         ),
+        Kept("job-file", "a title that acts on a terminal", "shown to people", _job(title="a\x1b[2Jb")),
         Kept("snapshot", "40 bytes that are also taken for a row of words", "IndexError", bytes(40)),
         Kept("snapshot", "something where zeros fill up", "not canonical", _filled_snapshot()),
     ]

@@ -15,7 +15,7 @@ LONGEST_BYTES = 1 << 16
 _MOST_AT_ONCE = 4
 
 EDGES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x00FFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-"""Numbers at which lengths and counts go wrong. At 8 bytes they stand in the upper half, too."""
+"""Numbers at which lengths and counts go wrong. Of 8 bytes they are the lower half, the upper, or both."""
 
 
 def flip_bit(data: bytes, chance: random.Random) -> bytes:
@@ -33,7 +33,7 @@ def set_byte(data: bytes, chance: random.Random) -> bytes:
 def set_number(data: bytes, chance: random.Random) -> bytes:
     """1, 2, 4 or 8 bytes are an integer from the edges."""
     width = chance.choice((1, 2, 4, 4, 4, 8))
-    number = chance.choice(EDGES) << chance.choice((0, 32)) & (1 << 8 * width) - 1
+    number = chance.choice(EDGES) * chance.choice((1, 1 << 32, 1 + (1 << 32))) & (1 << 8 * width) - 1
     at = chance.randrange(len(data))
     return data[:at] + number.to_bytes(width, "big") + data[at + width :]
 
@@ -115,22 +115,29 @@ def damaged_once(data: bytes, chance: random.Random, mutators: Sequence[Mutator]
     return other if len(other) <= max(LONGEST_BYTES, len(data)) else data
 
 
+_FILLINGS = (b"\xff" * 4, b"\xff" * 8, bytes(4))
+
+
 def num_systematic(seeds: Sequence[bytes]) -> int:
     """How many inputs `systematic` makes of these seeds."""
-    return sum(3 * len(seed) + 1 for seed in seeds)
+    return sum(_ways_of(seed) for seed in seeds)
 
 
 def systematic(seeds: Sequence[bytes], number: int) -> bytes:
-    """One of: each seed cut at each place, with 0xFFFFFFFF and with 0 at each place, and with one byte too many."""
+    """One of: each seed cut at each place, with the largest number of 4 and of 8 bytes and 0 there, and extended."""
     for seed in seeds:
-        if number <= 3 * len(seed):
+        if number < _ways_of(seed):
             way, at = divmod(number, len(seed) or 1)
-            filling = {0: b"\xff\xff\xff\xff", 1: bytes(4)}
-            if way in filling and seed:
-                return seed[:at] + filling[way] + seed[at + 4 :]
-            return seed[:at] if way == 2 else seed + b"\0"
-        number -= 3 * len(seed) + 1
+            if way < len(_FILLINGS) and seed:
+                filling = _FILLINGS[way]
+                return seed[:at] + filling + seed[at + len(filling) :]
+            return seed[:at] if way == len(_FILLINGS) and seed else seed + b"\0"
+        number -= _ways_of(seed)
     raise IndexError(number)
+
+
+def _ways_of(seed: bytes) -> int:
+    return (len(_FILLINGS) + 1) * len(seed) + 1
 
 
 def inside(unwrap: Callable[[bytes], bytes], wrap: Callable[[bytes], bytes]) -> Mutator:

@@ -1,130 +1,72 @@
-"""Every decoder on a short run of damaged bytes, and that no decoder of the protocol goes without a target.
+"""No decoder goes without a target: they are looked for in the source, and seen to run."""
 
-The long run: `make fuzz ARGS='--seconds 600 --target messages'`.
-"""
+import ast
+from functools import cache
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import replace
-
-import pytest
-
-from dure_protocols.errors import MessageError
-from dure_protocols.wire import Reader
-from tests.fuzz import decoders
-from tests.fuzz.campaign import run
-from tests.fuzz.judge import judge, measuring
-from tests.fuzz.kept import kept, kept_for
-from tests.fuzz.target import Target
+from tests.fuzz.decoders import Reached, decoders_in, found_classes, found_functions, inside_models, watching
+from tests.fuzz.judge import measuring
 from tests.fuzz.targets import all_targets
 
-INPUTS = 150
-NO_DECODERS = {
-    "dure_protocols.frames:ArrayRef.view": "bytes whose length its constructor has checked",
-    "dure_protocols.ledger:append": "writes",
-    "dure_protocols.secagg.codec:warm_up": "words of its own making",
-    "dure_protocols.secagg.published:check_sum": "hands the words on to `codec.carries_tag`",
-    "dure_protocols.secagg.run:run_secure_aggregation": "plays all parties",
-    "dure_protocols.secagg.server:Attempt.unmask": "messages that were decoded",
-    "dure_protocols.secagg.tags:split": "random bytes of its own caller",
+WITHOUT_A_TARGET = {
+    "dure_protocols.secagg.run:run_secure_aggregation": "plays all parties; no bytes come from outside",
+    "dure_protocols.secagg.server:Attempt.unmask": "takes decoded messages; what it opens is the target `escrow`",
+    "dure_server.coordinator.course:run_job": "the first model that this server wrote; GlobalState checks its digest",
 }
-NO_MESSAGES = {
-    "dure_protocols.enrolment:_Frozen": "a base class",
-    "dure_protocols.job:_Frozen": "a base class",
-    "dure_protocols.secagg.handshake:EpochKeys": "never written",
-}
+CLASSES_WITHOUT_A_TARGET = {"dure_protocols.secagg.handshake:EpochKeys": "made and never read"}
 
 
-@pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
-def test_damaged_bytes_are_refused_by_type_or_read_within_the_limit_of_memory(target):
-    tally = run(target, "short", count=len(target.seeds) + INPUTS)
-    assert not tally.failures, "\n".join(failure.told() for failure in tally.failures)
-    assert tally.inputs >= INPUTS
+@cache
+def reached() -> Reached:
+    with measuring(), watching() as seen:
+        for target in all_targets():
+            for seed in target.seeds:
+                try:
+                    target.check(target.decode(seed))
+                except target.refusals:
+                    continue
+    return seen
 
 
-@pytest.mark.parametrize("found", kept(), ids=lambda found: f"{found.target}: {found.name}")
-def test_what_once_was_read_wrongly_is_not_any_more(found):
-    (target,) = (target for target in all_targets() if target.name == found.target)
-    with measuring():
-        assert judge(target, found.data).failure is None
+def test_every_function_that_decodes_is_reached_by_a_target() -> None:
+    missed = {name: why for name, why in found_functions().items() if name not in reached().functions}
+    assert missed.keys() == WITHOUT_A_TARGET.keys(), missed
 
 
-def reached():
-    """Functions and classes that the targets' seeds and kept inputs go through."""
-    functions, classes = set(), set()
-    for target in all_targets():
-        for data in [*target.seeds, *kept_for(target.name)]:
-            with decoders.watching() as seen:
-                judge_quietly(target, data)
-            functions |= seen.functions
-            classes |= seen.classes
-    return functions, classes
+def test_every_class_of_the_protocol_that_reads_itself_is_reached_by_a_target() -> None:
+    read = reached().classes | inside_models(reached().classes)
+    missed = {name for name, cls in found_classes().items() if cls not in read}
+    assert missed == CLASSES_WITHOUT_A_TARGET.keys()
 
 
-def judge_quietly(target: Target, data: bytes) -> None:
-    with contextlib.suppress(target.refusals):
-        target.decode(data)
+def test_the_search_finds_what_there_is() -> None:
+    functions, classes = found_functions(), found_classes()
+    assert {
+        "dure_protocols.messages:decode",
+        "dure_protocols.secagg.codec:decode_sum",
+        "dure_client.policy:Policy.parse",
+        "dure_server.link.desk_frames:decode_push",
+    } <= functions.keys()
+    assert {"dure_protocols.messages:Vote", "dure_protocols.enrolment:JoinRequest"} <= classes.keys()
 
 
-def test_every_decoder_of_the_protocol_has_a_target():
-    functions, classes = reached()
-    found = {name for name in decoders.found_functions() if name.startswith("dure_protocols.")}
-    assert found - functions == set(NO_DECODERS)
-    reading = classes | decoders.inside_models(classes)
-    assert {name for name, cls in decoders.found_classes().items() if cls not in reading} == set(NO_MESSAGES)
-
-
-def target_of(decode: Callable[[bytes], object], **options: object) -> Target:
-    plain = Target("planted", decode, (MessageError,), [b"\x00\x00\x00\x02ab", b"\x00\x00\x00\x00"], per_byte=16)
-    return replace(plain, **options)
-
-
-def honest(data: bytes) -> bytes:
-    reader = Reader(data)
-    value = reader.blob(64)
-    reader.end()
-    return value
-
-
-def encoded(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big") + value
-
-
-def trusting(data: bytes) -> bytes:
-    """Takes the memory that a length announces before it looks."""
-    size = int.from_bytes(data[:4], "big")
-    return bytes(min(size, 1 << 24))[: len(data)]
-
-
-def loose(data: bytes) -> bytes:
-    """Takes what is left over for good."""
-    return Reader(data).blob(64)
-
-
-def careless(data: bytes) -> bytes:
-    return data[4 : 5 + data[3]]
-
-
-def test_control_an_honest_decoder_passes():
-    assert not run(target_of(honest, encode=encoded), "planted", count=2000).failures
-
-
-@pytest.mark.parametrize(
-    ("decode", "options", "told"),
-    [
-        (careless, {}, "IndexError"),
-        (trusting, {}, "allocation"),
-        (loose, {"encode": encoded}, "canonical"),
-    ],
-    ids=["another exception", "memory by a length field", "bytes left over"],
-)
-def test_a_planted_defect_is_found(decode, options, told):
-    tally = run(target_of(decode, **options), "planted", count=2000)
-    assert any(told in failure.what for failure in tally.failures), [failure.what for failure in tally.failures]
-
-
-def test_a_run_is_repeated_by_its_seed():
-    (target,) = (target for target in all_targets() if target.name == "frames/fetch")
-    one, other, another = (run(target, seed, count=300) for seed in ("a", "a", "b"))
-    assert (one.values, one.refusals) == (other.values, other.refusals)
-    assert (one.values, one.refusals) != (another.values, another.refusals)
+def test_a_new_decoder_is_found_by_what_it_calls_or_says() -> None:
+    source = '''
+class Box:
+    def open(self, data):
+        return Reader(data).u8()
+    async def ask(self, data):
+        return json.loads(data)
+    def close(self, data):
+        return data.loads()
+def told(words):
+    """Take words. Raises MessageError."""
+def made(form, value):
+    return struct.unpack(form, value)
+'''
+    found = dict(decoders_in(ast.parse(source)))
+    assert found == {
+        "Box.open": "calls Reader",
+        "Box.ask": "calls json.loads",
+        "told": "says that it raises MessageError",
+        "made": "calls struct.unpack",
+    }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dure_client import policy
 from dure_client.data import mapping
@@ -17,6 +18,8 @@ from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.results import JobResult, ModelReport, ResultError
 from dure_client.ledger import Ledger, export, head_file, read_head, verify_export, verify_file
 from dure_client.policy import Policy, PolicyError
+from dure_client.trainer.service import TrainerService
+from dure_client.trainer.session import SessionError
 from dure_models.contract import DataContract
 from dure_models.errors import ContractError
 from dure_protocols import ledger as chain
@@ -102,29 +105,21 @@ def file_targets() -> Iterator[Target]:
     yield from _ledger_targets()
     yield from _settings_targets()
     yield from _job_targets()
-    texts = [contract.to_toml().encode() for contract in (PRESS, ENGINES)]
-    refused = (ContractError,)
-    yield Target(
-        "contract/toml",
-        _contract_toml,
-        refused,
-        texts,
-        TEXT,
-        check=_check_contract,
-        mutators=TOML,
-        base_bytes=PARSER_BYTES,
-    )
-    jsons = [contract.canonical_json().encode() for contract in (PRESS, ENGINES)]
-    yield Target(
-        "contract/json",
-        _contract_json,
-        refused,
-        jsons,
-        JSON_TEXT,
-        check=_check_contract,
-        mutators=JSON,
-        base_bytes=PARSER_BYTES,
-    )
+    yield from _array_targets()
+    yield from _contract_targets()
+
+
+def _contract_targets() -> Iterator[Target]:
+    contracts = (PRESS, ENGINES)
+    texts = [contract.to_toml().encode() for contract in contracts]
+    jsons = [contract.canonical_json().encode() for contract in contracts]
+    for name, decode, seeds, per_byte, mutators in (
+        ("contract/toml", _contract_toml, texts, TEXT, TOML),
+        ("contract/json", _contract_json, jsons, JSON_TEXT, JSON),
+        ("contract/job", _contract_of_job, jsons, JSON_TEXT, JSON),
+    ):
+        refused = (ContractError,)
+        yield Target(name, decode, refused, seeds, per_byte, None, _check_contract, mutators, PARSER_BYTES)
 
 
 def _ledger_targets() -> Iterator[Target]:
@@ -261,6 +256,33 @@ def _job_targets() -> Iterator[Target]:
         )
 
 
+def _array_targets() -> Iterator[Target]:
+    """Arrays on disk: whole or not there, and what a power cut left of one is neither."""
+    job, path = a_job(), scratch("arrays")
+    folder, place = JobFolder(path), (1, 2, 3)
+    first = FromFile(path / "initial.f32", lambda: folder.first_model(job.model.initial_digest, lambda: INITIAL))
+    seeds = [INITIAL.tobytes(), INITIAL.tobytes() * 2, b""]
+    yield Target("arrays/first-model", first, (), seeds, 4, check=_check_first)
+    residual = FromFile(path / "residual-1-2-3.f32", lambda: folder.load_residual(place, INITIAL.size))
+    yield Target("arrays/residual", residual, (), seeds, 4, check=_check_residual)
+    service = TrainerService(path, path / "data.toml")
+    reading = FromFile(path / "a-1.f32", lambda: service._read("a-1.f32", "<f4"))
+    yield Target("arrays/trainer", reading, (SessionError,), seeds, 4, check=_check_finite)
+
+
+def _check_first(model: NDArray[np.float32]) -> None:
+    assert np.array_equal(model, INITIAL)
+
+
+def _check_residual(residual: NDArray[np.float32]) -> None:
+    assert residual.shape == INITIAL.shape
+    _check_finite(residual)
+
+
+def _check_finite(array: NDArray[np.float32]) -> None:
+    assert np.isfinite(array).all()
+
+
 class _Restoring:
     """A job's folder whose progress.json is what bytes say; the models that it may name are there."""
 
@@ -305,6 +327,14 @@ class _Restoring:
 
 def _contract_toml(data: bytes) -> DataContract:
     return DataContract.from_toml(data.decode(errors="replace"))
+
+
+def _contract_of_job(data: bytes) -> DataContract:
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ContractError("no job file carries what is no JSON") from error
+    return DataContract.of(values)
 
 
 def _contract_json(data: bytes) -> DataContract:

@@ -19,7 +19,9 @@ from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TrainerPlaces
 from dure_client.trainer.service import _parsed
-from dure_client.trainer.session import SessionError
+from dure_client.trainer.session import SessionError, _terms
+from dure_models import registry
+from dure_models.errors import ModelsError
 from dure_protocols.enrolment import API_PREFIX, JoinAnswer, JoinRequest, Problem, RootAnswer, StateAnswer, sign_request
 from dure_protocols.errors import MessageError, MisuseError
 from dure_protocols.identity import Identity
@@ -32,8 +34,10 @@ from dure_server.enrolment.service import EnrolmentService
 from dure_server.flower.firms import _grid_answer
 from tests.fuzz.mutate import JSON
 from tests.fuzz.target import Target
+from tests.fuzz.targets.files import PARSER_BYTES
 from tests.fuzz.targets.keys import pems
 from tests.fuzz.targets.scratch import scratch
+from tests.models.samples import ENGINE_OPTIONS, ENGINES, PRESS
 from tests.protocols.test_global_state import a_job
 
 TEXT = 128
@@ -85,6 +89,32 @@ def _trainer_targets() -> Iterator[Target]:
         seeds = [request.model_dump_json().encode()]
         name = f"trainer/{type(request).__name__.removesuffix('Request').lower()}-request"
         yield Target(name, _Parsing(type(request)), (SessionError,), seeds, TEXT, check=_check_counts, mutators=JSON)
+
+    settings = {"num_rounds": 3, "learning_rate": 0.1}
+    changes = [
+        {"contract": contract.model_dump(mode="json"), "options": options, "settings": settings}
+        for contract, options in ((PRESS, {"hidden": 8}), (ENGINES, ENGINE_OPTIONS))
+    ]
+    jobs = [m.OpenRequest(spec=spec.model_copy(update=change)) for change in changes]
+    seeds = [job.model_dump_json().encode() for job in jobs]
+    refusals = (SessionError, ModelsError)
+    yield Target("trainer/job", _terms_of_job, refusals, seeds, TEXT, mutators=JSON, base_bytes=PARSER_BYTES)
+
+
+def _terms_of_job(data: bytes) -> int:
+    """What a trainer reads of a job before it looks at the data: contract, settings, options, by each model."""
+    spec = _parsed(m.OpenRequest, data).spec
+    contract, _ = _terms(spec)
+    made, refused = 0, None
+    for name in ("tabular", "rul"):
+        try:
+            registry.create(name, contract, spec.options)
+            made += 1
+        except ModelsError as error:
+            refused = error
+    if refused is not None and not made:
+        raise refused
+    return made
 
 
 @dataclass(frozen=True)

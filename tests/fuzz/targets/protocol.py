@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from dure_client.jobs.released import ReleasedFile
 from dure_protocols.errors import IdentityError, MessageError, RefusedError
 from dure_protocols.identity import SIGNATURE_BYTES, is_plain, verify
 from dure_protocols.job import MAX_ROUNDS, JobFile, JobFileError
@@ -42,7 +43,9 @@ from dure_protocols.secagg.terms import Terms
 from dure_protocols.wire import Reader
 from tests.fuzz.mutate import JSON
 from tests.fuzz.target import Target
+from tests.fuzz.targets.files import FromFile
 from tests.fuzz.targets.recorded import LONGEST_SEED_BYTES, Situation, cases_of, recorded, vector_messages
+from tests.fuzz.targets.scratch import scratch
 from tests.protocols.test_job import VALUES
 from tests.protocols.test_messages import SAMPLES
 from tests.vectors.make_scene import pattern
@@ -58,7 +61,7 @@ def protocol_targets() -> Iterator[Target]:
         restore, refusals = _Restoring(situation), (MessageError, RefusedError)
         yield Target(f"session/{mode}-state", restore, refusals, states, 24, FirmSession.snapshot)
     yield Target(
-        "disclosures",
+        "disclosures/bytes",
         Disclosures.from_bytes,
         (MessageError, RefusedError),
         _disclosures(),
@@ -66,6 +69,10 @@ def protocol_targets() -> Iterator[Target]:
         Disclosures.to_bytes,
         check=_check_kinds,
     )
+    file = scratch("released") / "released.bin"
+    released = FromFile(file, lambda: ReleasedFile(file).disclosures)
+    refusals = (MessageError, RefusedError)
+    yield Target("disclosures/file", released, refusals, _disclosures(), 48, Disclosures.to_bytes, _check_kinds)
     yield Target("job-file", JobFile.from_bytes, (JobFileError,), _job_files(), 128, JobFile.to_bytes, _check_job, JSON)
     yield Target("shares", _combine, (MessageError,), _shares(), 8)
     yield Target("delivery", _deliver, (MessageError,), _deliveries(), 8)
