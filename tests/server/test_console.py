@@ -15,7 +15,10 @@ from fastapi.testclient import TestClient
 from dure_server.console import assets
 from dure_server.console.app import console_app
 from dure_server.console.live import events
+from dure_server.console.probes import Watch
 from dure_server.console.render import Pages, bytes_text, seconds_text
+from dure_server.link.desk_client import DeskClient
+from dure_server.settings import ServerHome
 from dure_server.store import JobState, SignoffState, Store
 from tests.server.conftest import Clock
 from tests.server.samples import identity, job_file
@@ -25,8 +28,9 @@ FIRMS = ("firm-a", "firm-b")
 
 
 @pytest.fixture
-def client(store: Store) -> TestClient:
-    app = console_app(store, PORT, asyncio.Event())
+def client(store: Store, tmp_path: Path) -> TestClient:
+    home = ServerHome(tmp_path)
+    app = console_app(store, PORT, asyncio.Event(), Watch(home, store, DeskClient(home.desk_socket, 0.2)))
     return TestClient(app, base_url=f"http://127.0.0.1:{PORT}", raise_server_exceptions=False)
 
 
@@ -274,7 +278,7 @@ def test_the_stream_sends_every_part_once_and_then_only_what_changed(store: Stor
 
     first, changed, rest = asyncio.run(story())
     assert [re.findall(r"event: (\w+)", each) for each in first] == [
-        [], ["sentence"], ["job"], ["chart"], ["rounds"], ["jobs"], ["firms"]
+        [], ["sentence"], ["job"], ["chart"], ["timeline"], ["rounds"], ["jobs"], ["firms"]
     ]  # fmt: skip
     assert re.findall(r"event: (\w+)", changed) == ["sentence", "job"]
     assert "Waiting for nobody." in changed
