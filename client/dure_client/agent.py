@@ -148,7 +148,9 @@ class Agent:
     def handle(self, message: Envelope) -> None:
         """Answer one message: with the answer that is on disk, or a new one."""
         place = Place.of(message.group)
-        with about(job=place.job, round=place.round, attempt=place.attempt, phase=place.phase.partition(".")[0]):
+        # What comes before rounds has no attempt. Behind the phase stands what tells repeated requests apart.
+        number, attempt = (place.round, place.attempt) if place.attempt else (None, None)
+        with about(job=place.job, round=number, attempt=attempt, phase=place.phase.partition(".")[0]):
             self._handle(message)
 
     def _handle(self, message: Envelope) -> None:

@@ -16,7 +16,15 @@ from typing import Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
@@ -45,7 +53,9 @@ class AgentMetrics:
         """`clock`: seconds, to say how long no message came."""
         self._clock = clock
         self._heard_at: float | None = None
+        self._newest: dict[str, int] = {}
         self.is_connected = False
+        disable_created_metrics()  # a second series for each counter, which nobody asks for
         self.registry = CollectorRegistry()
         self._info = self._gauge("dure_agent_info", "The agent's version; always 1.", "version")
         self._info.labels(version("dure")).set(1)
@@ -104,7 +114,9 @@ class AgentMetrics:
             self._refusals.labels(code).inc()
             return
         place = Place.of(message.group)
-        self._last_round.labels(place.job).set(place.round)
+        newest = max(place.round, self._newest.get(place.job, 0))  # keys and the finish are of no round
+        self._newest[place.job] = newest
+        self._last_round.labels(place.job).set(newest)
 
     def trained(self, method: str, seconds: float) -> None:
         """A call of the trainer ended."""

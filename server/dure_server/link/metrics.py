@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 R = TypeVar("R", bytes, AsyncIterator[bytes])
 
@@ -22,6 +22,7 @@ class LinkMetrics:
     """One link process's counters. Used from its event loop; `committed` from the journal's thread."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each counter, which nobody asks for
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "dure_link_requests",

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -44,6 +44,7 @@ class ServerMetrics(Collector):
         self._home, self._store, self._ask_link = home, store, ask_link
         self._phases = PhaseTimes()
         self._one_at_a_time = threading.Lock()
+        disable_created_metrics()  # a second series for each counter, which nobody asks for
         self._registry = CollectorRegistry()
         transactions = Histogram(
             "dure_store_seconds",
@@ -52,6 +53,8 @@ class ServerMetrics(Collector):
             buckets=STORE_SECONDS,
             registry=self._registry,
         )
+        for kind in ("read", "write"):
+            transactions.labels(kind)
         store.observe = lambda kind, seconds: transactions.labels(kind).observe(seconds)
         self._registry.register(self)
 
