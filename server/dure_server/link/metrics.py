@@ -22,7 +22,8 @@ class LinkMetrics:
     """One link process's counters. Used from its event loop; `committed` from the journal's thread."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        # A second series for each counter, which nobody asks for; and the function has no types.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "dure_link_requests",

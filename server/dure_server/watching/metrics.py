@@ -44,7 +44,8 @@ class ServerMetrics(Collector):
         self._home, self._store, self._ask_link = home, store, ask_link
         self._phases = PhaseTimes()
         self._one_at_a_time = threading.Lock()
-        disable_created_metrics()  # a second series for each counter, which nobody asks for
+        # A second series for each counter, which nobody asks for; and the function has no types.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         transactions = Histogram(
             "dure_store_seconds",
