@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -70,8 +71,9 @@ class Heartbeat:
 
     def _write(self, connected: bool) -> None:
         aside = self._file.with_suffix(".new")
-        aside.write_text(json.dumps({"connected": connected}))  # not flushed: it is worth nothing after a power cut
-        aside.replace(self._file)
+        with suppress(OSError):  # a full disk: the heart beats on, and shows when there is space again
+            aside.write_text(json.dumps({"connected": connected}))  # not flushed: worth nothing after a power cut
+            aside.replace(self._file)
 
 
 def health_file(state: Path) -> Path:

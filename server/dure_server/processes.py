@@ -5,12 +5,15 @@ down what it knows, and whoever is scraped reads that.
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dure_server.files import write_private
+
+logger = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
 
@@ -40,12 +43,20 @@ class RunningFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._written: Sequence[RunningProcess] = ()
+        self._is_told = False
 
     def write(self, processes: Sequence[RunningProcess]) -> None:
-        """Tell which processes there are."""
-        if processes != self._written:
+        """Tell which processes there are. A full disk is no reason to stop them: then it is tried again."""
+        if processes == self._written:
+            return
+        try:
             write_private(self._path, json.dumps([asdict(each) for each in processes]).encode())
-            self._written = processes
+        except OSError as error:
+            if not self._is_told:
+                logger.warning("%s cannot be written (%s), so /metrics lacks the processes", self._path, error.strerror)
+            self._is_told = True
+        else:
+            self._written, self._is_told = processes, False
 
     def remove(self) -> None:
         """No process runs any more."""

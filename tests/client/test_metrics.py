@@ -174,6 +174,19 @@ def test_an_agent_is_well_while_its_heart_beats_and_it_is_connected(
     assert read_health(home, NOW) is Health.NOT_RUNNING
 
 
+def test_a_heart_goes_on_over_a_disk_that_takes_no_file(home: AgentHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(health_module, "BEAT_SECONDS", 0.01)
+    aside = health_file(home.state).with_suffix(".new")
+    aside.mkdir()  # nothing can be written there
+    heart = Heartbeat(home.state, lambda: True)
+    time.sleep(0.1)
+    assert read_health(home, datetime.now(UTC)) is Health.NOT_RUNNING
+    aside.rmdir()
+    assert eventually(home, Health.OK)
+    heart.close()
+
+
 def test_a_heart_that_stopped_without_a_word_is_noticed(home: AgentHome) -> None:
     health_file(home.state).write_text('{"connected": true}')
     assert read_health(home, datetime.now(UTC)) is Health.OK

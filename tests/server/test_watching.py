@@ -177,6 +177,19 @@ def test_processes_are_told_by_their_supervisor_and_measured(metrics: ServerMetr
         assert scrape["dure_process_cpu_seconds_total"]["", "link"] > 0
 
 
+def test_a_disk_that_takes_no_file_stops_nothing_and_is_told_once(
+    home: ServerHome, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = RunningFile(home.path / "gone" / "processes.json")
+    processes = [RunningProcess("link", "", os.getpid(), 1)]
+    for _ in range(3):
+        file.write(processes)
+    assert caplog.text.count("/metrics lacks the processes") == 1
+    (home.path / "gone").mkdir()
+    file.write(processes)
+    assert read_processes(home.path / "gone" / "processes.json") == processes
+
+
 def test_no_file_and_a_damaged_one_mean_no_processes(home: ServerHome) -> None:
     assert read_processes(home.processes_file) == []
     home.processes_file.write_text('[{"name": ')
