@@ -116,11 +116,11 @@ def test_what_is_asked_for_is_exported_and_what_is_exported_is_explained(run: Wa
     assert {name for name in watched.documented() if name.startswith("dure_")} - exported == set()
 
 
-def test_no_name_of_a_firms_and_none_of_its_data_labels_what_the_firm_exports(run: Watched) -> None:
-    for firm in tiny.ROWS:
-        assert firm not in run.agent
-    for count in tiny.TRAINED_ROWS.values():
-        assert f" {count}.0\n" not in run.agent + run.server
+def test_labels_are_of_a_closed_list_and_the_agents_name_no_firm(run: Watched) -> None:
+    assert _labels(run.agent) == {"version", "job", "kind", "code", "method", "le"}
+    of_the_server = {"version", "job", "firm", "state", "status", "phase", "direction", "method", "kind", "process"}
+    assert _labels(run.server) - {"code"} == of_the_server | {"folder", "certificate", "le"}
+    assert not [firm for firm in tiny.ROWS if firm in run.agent]
 
 
 def test_the_server_is_ready_and_the_probe_finds_the_agent_well(run: Watched) -> None:
@@ -170,3 +170,8 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _labels(scrape: str) -> set[str]:
+    families = text_string_to_metric_families(scrape)
+    return {label for family in families for sample in family.samples for label in sample.labels}
