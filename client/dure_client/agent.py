@@ -27,8 +27,18 @@ from dure_client.link.client import LinkClient, LinkError, LinkRefusedError, Not
 from dure_client.link.transfer import write_all
 from dure_protocols import messages
 from dure_protocols.errors import DureError, MisuseError, RefusalCode, RefusedError
-from dure_protocols.frames import CHUNK_BYTES, MAX_TTL_SECONDS, AnyArray, ArrayRef, Envelope, little_endian, raw_bytes
+from dure_protocols.frames import (
+    CHUNK_BYTES,
+    MAX_TTL_SECONDS,
+    AnyArray,
+    ArrayRef,
+    Envelope,
+    Place,
+    little_endian,
+    raw_bytes,
+)
 from dure_protocols.ledger import RecordKind
+from dure_protocols.logs import about
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +114,14 @@ class Agent:
         *,
         kind_of: Callable[[Envelope], RecordKind] = ledger_kind,
         clock: Callable[[], float] = time.time,
+        answered: Callable[[Envelope, Envelope], None] = lambda _, __: None,
     ) -> None:
         """`state` is the folder for answers and boxes, `node_id` this firm's number (`frames.node_id`).
 
-        `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds.
+        `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds;
+        `answered` is told each message and its answer, once.
         """
+        self._answered = answered
         self._node_id = node_id
         self._link = link
         self._app = app
@@ -134,6 +147,13 @@ class Agent:
 
     def handle(self, message: Envelope) -> None:
         """Answer one message: with the answer that is on disk, or a new one."""
+        place = Place.of(message.group)
+        # What comes before rounds has no attempt. Behind the phase stands what tells repeated requests apart.
+        number, attempt = (place.round, place.attempt) if place.attempt else (None, None)
+        with about(job=place.job, round=number, attempt=attempt, phase=place.phase.partition(".")[0]):
+            self._handle(message)
+
+    def _handle(self, message: Envelope) -> None:
         if message.reply_to or message.dst_node != self._node_id:
             logger.error("%r is not for this firm; dropped", message)
             return
@@ -144,6 +164,7 @@ class Agent:
         reply = self._recall(file, message)
         if reply is None:
             reply = self._keep(file, self._answer(message))
+            self._answered(message, reply)
         try:
             self._send(reply, message.expires_at)
         except _BlobLostError:

@@ -37,7 +37,7 @@ def default_home() -> Path:
 
 
 class AgentConfig(BaseModel):
-    """agent.toml: what the firm learned when it joined. Holds no secret."""
+    """agent.toml: what the firm learned when it joined, and a port that it may add. Holds no secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,6 +48,8 @@ class AgentConfig(BaseModel):
     link_port: int = Field(ge=1, le=65535)
     root_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the consortium root's DER, as the firm's administrator confirmed it."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `/metrics` on loopback; None: nothing listens. The firm sets it by hand."""
 
     @field_validator("firm")
     @classmethod
@@ -67,7 +69,7 @@ class AgentConfig(BaseModel):
     def to_toml(self) -> str:
         """The file's text."""
         lines = ["# Written by `dure-agent join`. Holds no secret.", ""]
-        for name, value in self.model_dump().items():
+        for name, value in self.model_dump(exclude_none=True).items():
             lines.append(f"{name} = {value if isinstance(value, int) else _toml_string(value)}")
         return "\n".join(lines) + "\n"
 

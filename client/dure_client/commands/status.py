@@ -13,6 +13,7 @@ from rich.table import Table
 from dure_client.commands.join import HomeOption
 from dure_client.enrolment.api import EnrolmentError
 from dure_client.enrolment.join import ask_state
+from dure_client.health import Health, read_health
 from dure_client.home import AgentHome
 from dure_protocols.identity import grouped
 from dure_protocols.ledger import LedgerError
@@ -22,6 +23,13 @@ _MEANING = {
     "approved": "approved",
     "revoked": "revoked: talk to the consortium's operator",
     "invited": "invited anew: run `dure-agent join` with the new invitation",
+}
+_HEALTH = {
+    Health.OK: "[green]runs, connected[/]",
+    Health.NOT_RUNNING: "[yellow]does not run: `dure-agent run`[/]",
+    Health.CERTIFICATE: "[red]runs, but its certificate is not valid now[/]",
+    Health.DISK: "[red]runs, but the disk is nearly full[/]",
+    Health.NOT_CONNECTED: "[yellow]runs, and does not reach the link; logs/agent.log says why[/]",
 }
 
 
@@ -38,6 +46,8 @@ class Status:
     approval: str
     """joined, approved, revoked, invited; or unknown where the server was not asked or did not answer."""
     approval_note: str
+    health: Health
+    """How the agent on this home is; `--probe` makes an exit status of it."""
     jobs: list[str]
 
 
@@ -61,6 +71,7 @@ def read_status(home: AgentHome, now: datetime) -> Status:
         certificate_is_valid=certificate.is_valid_at(now),
         approval=approval,
         approval_note=note,
+        health=read_health(home, now),
         jobs=home.job_names(),
     )
 
@@ -68,8 +79,19 @@ def read_status(home: AgentHome, now: datetime) -> Status:
 def status(
     home: HomeOption,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Ask nobody; only tell how the agent is, by exit status too: 0 well, 1 not running, 3 other trouble.",
+        ),
+    ] = False,
 ) -> None:
     """Show who this agent is, whether it is approved, and the jobs it knows."""
+    if probe:
+        health = read_health(AgentHome(home), datetime.now(UTC))
+        print(json.dumps({"health": health}) if as_json else health.value)
+        raise typer.Exit(health.exit_status)
     found = read_status(AgentHome(home), datetime.now(UTC))
     if as_json:
         print(json.dumps(asdict(found)))
@@ -86,6 +108,7 @@ def status(
         ("Consortium", escape(found.consortium)),
         ("Server", found.server),
         ("Approval", f"[{_colour(found.approval)}]{escape(found.approval_note)}[/]"),
+        ("Agent", _HEALTH[found.health]),
         ("Fingerprint", grouped(found.identity_fingerprint)),
         ("Certificate", validity),
         ("Jobs", ", ".join(found.jobs) or "none yet"),

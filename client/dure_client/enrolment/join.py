@@ -113,6 +113,7 @@ def join(
         enrolment_port=invitation.enrolment_port,
         link_port=answer.link_port,
         root_fingerprint=invitation.root_fingerprint,
+        metrics_port=home.config().metrics_port if home.config_file.exists() else None,
     )
     home.write_config(config)
     return Joined(config, identity.fingerprint, read_certificate(certificate))

@@ -29,6 +29,7 @@ from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
+from dure_protocols.logs import from_now_on
 from dure_protocols.messages import Approval, Finished, Hello, JobRequest, Present, Proposal, Refusal, Request, decode
 from dure_protocols.secagg.codec import warm_up
 from dure_protocols.secagg.terms import Randomness
@@ -53,11 +54,15 @@ class Firm:
         randomness: Randomness = os.urandom,
         num_threads: int = 1,
         trainer_module: str = TRAINER_MODULE,
+        trainer_json_log: bool = False,
+        trained: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
         """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
 
-        `trainer_module`: the process that trains; another than the product's is for benchmarks.
+        `trainer_module`: the process that trains; another than the product's is for benchmarks. `trained` is told each
+        call of a trainer and its seconds.
         """
+        self._trainer_json_log, self._trained = trainer_json_log, trained
         self._trainer_module = trainer_module
         self._home = home
         self._name = home.config().firm
@@ -183,11 +188,19 @@ class Firm:
             scratch=folder.path.resolve() / "scratch",
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
+            json_log=self._trainer_json_log,
         )
-        return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads, module=self._trainer_module)
+        return TrainerClient(
+            TrainingSpec.of(job),
+            places,
+            num_threads=self._num_threads,
+            module=self._trainer_module,
+            called=self._trained,
+        )
 
     def _write_result(self, opened: "_OpenJob") -> None:
         """Train the firm's own model for comparison and keep both reports, at the firm."""
+        from_now_on(job=opened.job.id)
         try:
             result = opened.side.conclude(lambda: compare(opened))
             result.write(opened.folder.result_file)

@@ -107,6 +107,26 @@ class EgressRecorder(Protocol):
         ...
 
 
+class LinkWatch(Protocol):
+    """Is told how the link does; the agent's metrics are one."""
+
+    def connected(self, is_connected: bool) -> None:
+        """The link has let this firm in, or the connection is gone."""
+
+    def received(self, kind: str, size_bytes: int) -> None:
+        """Bytes came: of a "message" or a "blob"."""
+
+
+class Unwatched:
+    """Nobody wants to know."""
+
+    def connected(self, is_connected: bool) -> None:
+        """Nothing."""
+
+    def received(self, kind: str, size_bytes: int) -> None:
+        """Nothing."""
+
+
 class _More(TypedDict, total=False):
     place: Place
     message_id: str
@@ -123,8 +143,10 @@ class LinkClient:
         recorder: EgressRecorder,
         *,
         chance: random.Random | None = None,
+        watch: LinkWatch | None = None,
     ) -> None:
         """`address` is "host:port"; the folder holds tls.key, tls.pem and root.pem (the only root that is trusted)."""
+        self._watch = watch or Unwatched()
         self._address = address
         self._folder = credentials_folder
         self._recorder = recorder
@@ -155,7 +177,7 @@ class LinkClient:
         while not self._closed.is_set():
             self._record(RecordKind.SUBSCRIPTION, request)
             try:
-                for data in self._call("unary_stream", "Subscribe", request):
+                for data in self._watched(self._call("unary_stream", "Subscribe", request)):
                     pause = FIRST_PAUSE_SECONDS
                     yield Envelope.decode(data)
             except MessageError as error:
@@ -236,6 +258,17 @@ class LinkClient:
 
         return self._insist(ask, patience_seconds)
 
+    def _watched(self, call: Any) -> Iterator[bytes]:
+        """A subscription's messages. The link answers with metadata as soon as it has let this firm in."""
+        try:
+            call.initial_metadata()
+            self._watch.connected(call.is_active())
+            for data in call:
+                self._watch.received("message", len(data))
+                yield data
+        finally:
+            self._watch.connected(False)
+
     def _send_blob(self, path: Path, ref: ArrayRef, reply: Envelope, timeout_seconds: float) -> None:
         """One attempt: announce, hear how much the link has, send the rest, hear that it is whole."""
         place, digest = Place.of(reply.group), bytes.fromhex(ref.sha256)
@@ -275,6 +308,7 @@ class LinkClient:
             for chunk in call:
                 running.update(chunk)
                 size_bytes += len(chunk)
+                self._watch.received("blob", len(chunk))
                 if size_bytes > ref.size_bytes:
                     call.cancel()
                     break

@@ -73,9 +73,9 @@ class Conversation:
         """
         ids = self._push(requests, situation, key, arrays or {})
         self._asked += [] if keep else list(ids)
-        started = absent_since = last_look = self._clock()
         missing = dict(ids)
-        self._show(situation, missing.values())
+        self._show(situation, missing.values())  # before the clock runs: it may write down what the last phase was
+        started = absent_since = last_look = self._clock()
         while missing:
             for answer in self._firms.receive(list(missing), LOOK_UP_SECONDS):
                 firm = missing.pop(answer.ask_id)

@@ -88,6 +88,10 @@ class DeskClient:
         """Firm -> agent version of every agent that has a stream open."""
         return desk_frames.decode_presence(self._ask("Connected", b""))
 
+    def metrics(self) -> bytes:
+        """What the link counts, as Prometheus reads it."""
+        return self._ask("Metrics", b"")
+
     def forget(self, ids: Sequence[str]) -> None:
         """Drop messages, their replies and the blobs those brought."""
         if ids:

@@ -33,15 +33,25 @@ class GridError(DureError):
     """The link refused a coordinator's request; repeating it would not help."""
 
 
+def status_of(error: Exception) -> grpc.StatusCode:
+    """The status that an error becomes."""
+    match error:
+        case LinkRefusedError():
+            return error.status
+        case MessageError():
+            return grpc.StatusCode.INVALID_ARGUMENT
+    return grpc.StatusCode.INTERNAL
+
+
 async def abort(context: grpc.aio.ServicerContext, error: Exception) -> NoReturn:
     """End a request with the status that an error stands for. What nobody foresaw is logged, and named to nobody."""
     match error:
         case LinkRefusedError():
-            await context.abort(error.status, error.text)
+            await context.abort(status_of(error), error.text)
         case MessageError():
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await context.abort(status_of(error), str(error))
         case grpc.aio.AbortError():
             raise error
     logger.error("a request failed", exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, "the link failed; the operator finds the reason in its log")
+    await context.abort(status_of(error), "the link failed; the operator finds the reason in its log")
     raise AssertionError("abort raises")

@@ -26,7 +26,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from dure_protocols.certificates import CertificateFacts, read_certificate
 from dure_protocols.errors import IdentityError
 from dure_protocols.identity import check_firm_name
-from dure_server.link.errors import LinkRefusedError, abort
+from dure_protocols.logs import from_now_on
+from dure_server.link.errors import LinkRefusedError, abort, status_of
+from dure_server.link.metrics import LinkMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,10 @@ class Caller:
 class Gate:
     """Admits callers to the firms' port, and cuts off those that are no longer admitted."""
 
-    def __init__(self, admit: Admit, clock: Clock = system_clock) -> None:
+    def __init__(self, admit: Admit, clock: Clock = system_clock, metrics: LinkMetrics | None = None) -> None:
         self._ask = admit
         self._clock = clock
+        self._metrics = metrics or LinkMetrics()
         self._thread = ThreadPoolExecutor(1, "admission")
         self._open: dict[Caller, set[asyncio.Task[Any]]] = {}
         self._cut_off: dict[asyncio.Task[Any], str] = {}
@@ -68,10 +71,12 @@ class Gate:
 
         @functools.wraps(method)
         async def handler(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            try:
-                return await method(await self._admit(context), request)
-            except Exception as error:  # noqa: BLE001  # every error leaves through one door
-                await abort(context, error)
+            with self._metrics.call(method.__name__) as call:
+                try:
+                    return call.sent(await method(await self._admit(context), call.received(request)))
+                except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                    call.status = status_of(error)
+                    await abort(context, error)
 
         return handler
 
@@ -82,15 +87,18 @@ class Gate:
 
         @functools.wraps(method)
         async def handler(request: Any, context: grpc.aio.ServicerContext) -> None:
-            try:
-                caller = await self._admit(context)
-                # Written here and not yielded, so that a cancellation always reaches the method and ends it at once.
-                with self._watched(caller):
-                    async with aclosing(method(caller, request)) as items:
-                        async for item in items:
-                            await context.write(item)
-            except Exception as error:  # noqa: BLE001  # every error leaves through one door
-                await abort(context, error)
+            with self._metrics.call(method.__name__) as call:
+                try:
+                    caller = await self._admit(context)
+                    await context.send_initial_metadata(())  # the agent sees that it is in before anything is said
+                    # Written and not yielded, so that a cancellation always reaches the method and ends it at once.
+                    with self._watched(caller):
+                        async with aclosing(method(caller, call.received(request))) as items:
+                            async for item in items:
+                                await context.write(call.sent(item))
+                except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                    call.status = status_of(error)
+                    await abort(context, error)
 
         return handler
 
@@ -137,6 +145,7 @@ class Gate:
             raise LinkRefusedError(
                 grpc.StatusCode.UNAUTHENTICATED, "a client certificate issued by `dure-agent join` is needed"
             ) from error
+        from_now_on(firm=caller.firm)
         try:
             await self._check(caller)
         except IdentityError as error:

@@ -29,6 +29,8 @@ from dure_server.link.firms import FirmService, Presence, Renew
 from dure_server.link.gate import Admit, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
+from dure_server.link.metrics import LinkMetrics
+from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
 
@@ -94,26 +96,28 @@ class Membership:
 async def serve(settings: LinkSettings, membership: Membership) -> None:
     """Serve until SIGTERM or SIGINT. Raises LinkStartError if something is in the way."""
     with _one_link(settings.lock_file):
-        journal = Journal(open_engine(settings.store_url))
+        metrics = LinkMetrics()
+        journal = Journal(open_engine(settings.store_url), metrics.committed)
         try:
-            await _serve(settings, membership, journal)
+            await _serve(settings, membership, journal, metrics)
         finally:
             journal.close()
 
 
-async def _serve(settings: LinkSettings, membership: Membership, journal: Journal) -> None:
+async def _serve(settings: LinkSettings, membership: Membership, journal: Journal, metrics: LinkMetrics) -> None:
     blobs = BlobFolder(
         settings.uploads,
         settings.released,
         max_blob_bytes=settings.max_blob_bytes,
         quota_bytes=settings.quota_bytes,
     )
-    exchange, gate = Exchange(), Gate(membership.admit)
+    exchange, gate = Exchange(), Gate(membership.admit, metrics=metrics)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
     service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
     firms.add_generic_rpc_handlers((service.handlers(gate),))
-    desk.add_generic_rpc_handlers((DeskService(settings.consortium, journal, blobs, exchange).handlers(),))
+    at_desk = DeskService(settings.consortium, journal, blobs, exchange, metrics)
+    desk.add_generic_rpc_handlers((at_desk.handlers(),))
     port = _listen(firms, settings)
     _listen_on_socket(desk, settings.desk_socket)
     await desk.start()
@@ -193,9 +197,9 @@ async def sweep(journal: Journal, blobs: BlobFolder, now: float) -> None:
             blobs.drop_upload(upload)
 
 
-def main(home: Path) -> int:
+def main(home: Path, *, as_json: bool = False) -> int:
     """Run the link of a server home until it is told to stop. The exit code; errors go to stderr as one sentence."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    log_to_stderr("link", as_json=as_json)
     server = ServerHome(home)
     try:
         settings = server.settings()

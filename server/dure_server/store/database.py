@@ -1,6 +1,7 @@
 """Opening the store, its schema's version, and the transaction that hands out repositories."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,9 +24,10 @@ from dure_server.store.jobs import Jobs
 from dure_server.store.progress import ProgressBoard
 from dure_server.store.rounds import Rounds
 from dure_server.store.signoffs import Signoffs
+from dure_server.store.timeline import Timeline
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
@@ -87,6 +89,11 @@ class Transaction:
         return ProgressBoard(self.session, self.now)
 
     @cached_property
+    def timeline(self) -> Timeline:
+        """What happened in each job."""
+        return Timeline(self.session, self.now)
+
+    @cached_property
     def audit(self) -> Audit:
         """The hash-chained log of acts."""
         return Audit(self.session, self.now)
@@ -99,6 +106,8 @@ class Store:
         self._engine = engine
         self._writing = engine.execution_options(**{_WRITES: True})
         self._clock = clock
+        self.observe: Callable[[str, float], None] = lambda _, __: None
+        """Told after each transaction its kind (read, write) and its seconds."""
 
     @classmethod
     def open(cls, url: str, clock: Callable[[], datetime] = utc_now) -> "Store":
@@ -121,13 +130,13 @@ class Store:
         On SQLite it takes the write lock at once (BEGIN IMMEDIATE): a transaction that reads first and asks for the
         lock later would fail at once, without waiting, where another has written in between.
         """
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._timed("write"), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield Transaction(session, self._clock())
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A transaction that sees one state of the store and never writes: whatever was changed is rolled back."""
-        with Session(self._engine, expire_on_commit=False) as session:
+        with self._timed("read"), Session(self._engine, expire_on_commit=False) as session:
             try:
                 yield Transaction(session, self._clock())
             finally:
@@ -166,6 +175,12 @@ class Store:
     def close(self) -> None:
         """Give back all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.observe(kind, time.monotonic() - began)
 
     def _version(self) -> str | None:
         try:
