@@ -20,12 +20,13 @@ import grpc
 
 from dure_protocols.errors import DureError
 from dure_protocols.frames import MAX_ENVELOPE_BYTES
+from dure_protocols.versions import SPOKEN, ProtocolRange
 from dure_server.link.blobs import DEFAULT_MAX_UPLOAD_BYTES, DEFAULT_QUOTA_BYTES, PART, BlobFolder
 from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
-from dure_server.link.firms import FirmService, Presence, Renew
+from dure_server.link.firms import FirmService, Presence, Refused, Renew
 from dure_server.link.gate import Admit, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
@@ -77,6 +78,7 @@ class LinkSettings:
     store_url: str
     max_blob_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     quota_bytes: int = DEFAULT_QUOTA_BYTES
+    protocols: ProtocolRange = SPOKEN
 
     def __repr__(self) -> str:
         return f"LinkSettings({self.consortium}, {self.bind_host}:{self.port})"
@@ -89,6 +91,7 @@ class Membership:
     admit: Admit
     renew: Renew
     presence: Presence
+    refused: Refused
 
 
 async def serve(settings: LinkSettings, membership: Membership) -> None:
@@ -111,7 +114,15 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
     exchange, gate = Exchange(), Gate(membership.admit)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
-    service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
+    service = FirmService(
+        journal,
+        blobs,
+        exchange,
+        renew=membership.renew,
+        presence=membership.presence,
+        refused=membership.refused,
+        protocols=settings.protocols,
+    )
     firms.add_generic_rpc_handlers((service.handlers(gate),))
     desk.add_generic_rpc_handlers((DeskService(settings.consortium, journal, blobs, exchange).handlers(),))
     port = _listen(firms, settings)
@@ -214,7 +225,7 @@ def main(home: Path) -> int:
             store_url=store_url,
         )
         store = StoreMembership(Store.open(store_url), server.authority())
-        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence)))
+        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence, store.refused)))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

@@ -25,7 +25,7 @@ from dure_server.store.rounds import Rounds
 from dure_server.store.signoffs import Signoffs
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
