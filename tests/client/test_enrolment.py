@@ -202,7 +202,7 @@ def test_a_firm_joins_and_finds_out_that_it_waits_and_then_is_approved(
         now,
     )
     assert home.root_file.read_bytes() == site.authority.certificate_pem
-    assert ask_state(home).status == "joined"
+    assert ask_state(home).answer.status == "joined"
     assert read_status(home, now).approval_note == "waiting for the operator's approval"
     site.operator.approve(invitation.firm, joined.identity_fingerprint)
     assert read_status(home, now).approval == "approved"
