@@ -58,6 +58,10 @@ class Wire:
         self._listener = self._run(asyncio.start_server(self._serve, listen_host, port))
         self.port = int(self._listener.sockets[0].getsockname()[1])
 
+    def cut_after(self, cuts: Iterable[tuple[str, int]]) -> None:
+        """Cut the connections that come next, as `cuts` of the constructor says."""
+        self._cuts = list(cuts)
+
     def cut(self) -> None:
         """Cut every connection that is open. New ones go through."""
         self._run(self._abort_all())
