@@ -90,10 +90,11 @@ class LinkSite:
         self.desk = DeskClient(self.home.desk_socket, patience_seconds=20)
         self._clients: list[LinkClient] = []
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
+        """Start the link. arguments: another module than the product's, and what it takes."""
         with (self.home.logs / "link.log").open("ab") as log:
-            command = [sys.executable, "-m", "dure_server.link", "--home", str(self.home.path)]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+            command = [sys.executable, "-m", *(arguments or ("dure_server.link", "--home", str(self.home.path)))]
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=Path(__file__).parents[2])
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], 30)[0], self.log()
         line = self.process.stdout.readline()

@@ -204,27 +204,31 @@ async def sweep(journal: Journal, blobs: BlobFolder, now: float) -> None:
             blobs.drop_upload(upload)
 
 
+def link_settings(server: ServerHome) -> LinkSettings:
+    """What a server's home says of its link. Raises SettingsError or LinkStartError."""
+    settings = server.settings()
+    return LinkSettings(
+        consortium=settings.consortium,
+        bind_host=settings.bind_host,
+        port=settings.link_port,
+        desk_socket=server.desk_socket,
+        lock_file=server.path / "link.lock",
+        uploads=server.uploads,
+        released=server.released,
+        server_key=_read(server.server_key_file),
+        server_certificate=_read(server.server_certificate_file),
+        root_certificate=_read(server.root_file),
+        store_url=server.store_url(settings),
+    )
+
+
 def main(home: Path) -> int:
     """Run the link of a server home until it is told to stop. The exit code; errors go to stderr as one sentence."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     server = ServerHome(home)
     try:
-        settings = server.settings()
-        store_url = server.store_url(settings)
-        link = LinkSettings(
-            consortium=settings.consortium,
-            bind_host=settings.bind_host,
-            port=settings.link_port,
-            desk_socket=server.desk_socket,
-            lock_file=home / "link.lock",
-            uploads=server.uploads,
-            released=server.released,
-            server_key=_read(server.server_key_file),
-            server_certificate=_read(server.server_certificate_file),
-            root_certificate=_read(server.root_file),
-            store_url=store_url,
-        )
-        store = StoreMembership(Store.open(store_url), server.authority())
+        link = link_settings(server)
+        store = StoreMembership(Store.open(link.store_url), server.authority())
         asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence, store.refused)))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
