@@ -84,6 +84,11 @@ def reason(error: Exception, proxy: Proxy | None, now: float) -> str:
     details = error.details() or ""
     if (status := proxy_status(error)) is not None and proxy is not None:
         return proxy.refusal(status)
+    if "Hostname Verification" in details:
+        return (
+            "the consortium's server answers there and its certificate does not have the name that this agent expects: "
+            "ask the operator which names it has, and run `dure-agent server set HOST --name NAME`"
+        )
     if _BAD_CERTIFICATE.search(details):
         return (
             "the certificate shown is not one that the consortium's root signed for this name, or is not valid by this "
