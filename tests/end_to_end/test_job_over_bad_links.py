@@ -1,4 +1,4 @@
-"""One job over links as firms have them: a firm behind an HTTP proxy, one on a wire that is cut, a server that moves."""
+"""One job over links as firms have them: one behind an HTTP proxy, one on a wire that is cut, a server that moves."""
 
 import os
 import time
