@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-.PHONY: help install demo test lint format fuzz bench bench-secagg gain clean
+.PHONY: help install demo test test-outage lint format fuzz bench bench-secagg gain clean
 
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
 	@echo "make demo      found a consortium on this machine and train (ARGS='--data DIR --exit --report FILE')"
 	@echo "make test      run the tests"
+	@echo "make test-outage   cut every link for 5 minutes in mid-round, twice (DURE_OUTAGE_SECONDS=300)"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
 	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (20 minutes)"
@@ -36,6 +37,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "Running the tests…"
 	@$(QUIET) $(BIN)/python -m pytest $(ARGS)
+
+test-outage: $(STAMP)
+	@$(QUIET) $(BIN)/python -m pytest -m long -s tests/end_to_end/test_job_over_bad_links.py $(ARGS)
 
 lint: $(STAMP)
 	@echo "ruff…" && $(BIN)/ruff check && $(BIN)/ruff format --check

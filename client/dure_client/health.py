@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
 
 from dure_client.home import AgentHome
+from dure_client.link.standing import LinkStanding
 
 BEAT_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 1.0
@@ -92,7 +93,9 @@ def read_health(home: AgentHome, now: datetime) -> Health:
         return Health.NOT_RUNNING
     if age_seconds > SILENT_SECONDS:
         return Health.NOT_RUNNING
-    if not certificate.is_valid_at(now.astimezone(UTC)):
+    standing = LinkStanding.read(home.standing_file)
+    ahead = timedelta(seconds=standing.clock_ahead_seconds if standing else 0.0)
+    if not certificate.is_valid_at(now.astimezone(UTC) - ahead):  # the server's time: it made the certificate
         return Health.CERTIFICATE
     if shutil.disk_usage(home.path).free < FLOOR_BYTES:
         return Health.DISK

@@ -114,6 +114,8 @@ class FirmView(_View):
     status: str
     identity_fingerprint: str | None
     agent_version: str | None
+    link_refusal: str | None
+    """Why the link refused the firm's agent when it came last."""
     connected: bool
     last_seen_at: datetime | None
 
@@ -179,6 +181,7 @@ def firm_views(tx: Transaction) -> list[FirmView]:
             status=row.status.value,
             identity_fingerprint=row.identity_fingerprint,
             agent_version=row.agent_version,
+            link_refusal=row.link_refusal,
             connected=row.connected_since is not None,
             last_seen_at=row.last_seen_at,
         )

@@ -98,14 +98,14 @@ class Conversation:
         self._firms.forget(asked)
 
     def pause(self, situation: Situation, seconds: float = LOOK_UP_SECONDS) -> None:
-        """Wait a moment for something outside, saying why. Raises JobStoppedError."""
+        """Wait a moment for something outside, saying why; no longer once a firm has come. Raises JobStoppedError."""
         self._record.show(situation)
-        until = self._clock() + seconds
+        until, there = self._clock() + seconds, self.connected()
         while True:
             if not self._record.should_run():
                 raise JobStoppedError(f"job {self._job} was paused or stopped")
             left = until - self._clock()
-            if left <= 0:
+            if left <= 0 or self.connected() - there:
                 return
             time.sleep(min(left, LOOK_UP_SECONDS))
 

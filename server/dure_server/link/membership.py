@@ -31,3 +31,8 @@ class StoreMembership:
         """Note that a firm's agent was here just now."""
         with self._store.transaction() as transaction:
             transaction.firms.seen(firm, agent_version if connected else None)
+
+    def refused(self, firm: str, agent_version: str, why: str) -> None:
+        """Note that a firm's agent was refused for its version, for the operator to see until it connects."""
+        with self._store.transaction() as transaction:
+            transaction.firms.refused(firm, agent_version, why)

@@ -27,7 +27,7 @@ from dure_server.store.signoffs import Signoffs
 from dure_server.store.timeline import Timeline
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 

@@ -156,6 +156,8 @@ class Firm(Base):
     """When the firm's agent last connected or disconnected."""
     connected_since: Mapped[datetime | None] = mapped_column(UtcTime)
     """None while the firm's agent is not connected."""
+    link_refusal: Mapped[str | None] = mapped_column(Text)
+    """Why the link refused the firm's agent when it came last, in a sentence; None once it is connected."""
 
 
 class Invitation(Base):
