@@ -26,7 +26,7 @@ from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
 from dure_server.link.firms import FirmService, Presence, Renew
-from dure_server.link.gate import Admit, Gate
+from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
 from dure_server.settings import ServerHome
@@ -87,6 +87,7 @@ class Membership:
     """What the link asks the store about firms. The functions are called from threads of the link."""
 
     admit: Admit
+    admitted: Admitted
     renew: Renew
     presence: Presence
 
@@ -108,7 +109,7 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         max_blob_bytes=settings.max_blob_bytes,
         quota_bytes=settings.quota_bytes,
     )
-    exchange, gate = Exchange(), Gate(membership.admit)
+    exchange, gate = Exchange(), Gate(membership.admit, membership.admitted)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
     service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
@@ -214,7 +215,7 @@ def main(home: Path) -> int:
             store_url=store_url,
         )
         store = StoreMembership(Store.open(store_url), server.authority())
-        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence)))
+        asyncio.run(serve(link, Membership(store.admit, store.admitted, store.renew, store.presence)))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

@@ -57,6 +57,19 @@ class Certificates:
             raise IdentityError(f"{firm.name} is {firm.status.value}, not approved; talk to the consortium's operator")
         return firm
 
+    def admitted(self) -> frozenset[tuple[str, str]]:
+        """(firm, fingerprint) of every certificate that `admit` lets pass now; one question, however many."""
+        usable = (
+            select(Certificate.firm, Certificate.fingerprint)
+            .join(Firm, Firm.name == Certificate.firm)
+            .where(
+                Certificate.revoked_at.is_(None),
+                Certificate.not_after >= self._now,
+                Firm.status == FirmStatus.APPROVED,
+            )
+        )
+        return frozenset((row.firm, row.fingerprint) for row in self._session.execute(usable))
+
     def revoke_all(self, firm: str) -> None:
         """Revoke every certificate of a firm."""
         for row in self.of(firm):
