@@ -21,6 +21,7 @@ from tests.postgres import MISSING, programs, restartable_server
 
 ROUNDS_OF_A_LIST = 3
 LISTS_OF_A_SITE = 25  # ledgers are verified whole after each job, so they should not grow for ever
+SECONDS_A_FAULT = 60.0  # patience, on a machine that does other things, too
 LONG_SECONDS = 40.0  # longer than the agents' keepalive of 20 s and its timeout of 10 s
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -54,7 +55,8 @@ def matrix() -> bool:
         for mode in ("retry", "threshold"):
             for process in PROCESSES:
                 faults = kills_of(process, mode)
-                outcome = site.run(faults, rounds=max(fault.round for fault in faults) + 1, mode=mode)
+                rounds = max(fault.round for fault in faults) + 1
+                outcome = site.run(faults, rounds=rounds, mode=mode, seconds=SECONDS_A_FAULT * len(faults))
                 is_well &= tell(f"kill -9 {process}, {mode} mode", outcome)
                 for fault in faults:
                     met = fault in outcome.happened

@@ -20,7 +20,7 @@ from dure_client.policy import read_text
 from dure_lab.consortium import LocalConsortium, write_draft
 from dure_models.contract import Column, ColumnType, DataContract, Role
 from dure_protocols.job import JobFile
-from dure_server.store import JobState
+from dure_server.store import JobState, StoreConflictError
 from tests.chaos import oracle
 from tests.chaos.controller import Controller
 from tests.chaos.disks import Disk
@@ -118,6 +118,8 @@ class Site:
             problem = str(error)
         took = time.monotonic() - began
         self._settle()
+        if problem:
+            self._give_up(job)
         if self.controller.errors:
             problem = f"{problem}\nthe harness failed: {self.controller.errors}"
         return self._outcome(job, took, problem)
@@ -205,6 +207,11 @@ class Site:
             popen.kill()
             popen.wait()
         self._second_ones.clear()
+
+    def _give_up(self, job: JobFile) -> None:
+        """Stop a job that is not over, so that the next one is alone."""
+        with contextlib.suppress(StoreConflictError, DBAPIError), self.consortium.store.transaction() as at:
+            at.jobs.set_state(job.id, JobState.STOPPED)
 
     def _outcome(self, job: JobFile, took: float, problem: str) -> Outcome:
         with self.consortium.store.reading() as at:
