@@ -128,7 +128,7 @@ def _print_phases(seconds: "Mapping[str, Spread]") -> None:
 
 @bench.command(name="scale")
 def bench_scale_command(
-    agents: Annotated[int, typer.Option(min=4, max=1000)] = 100,
+    agents: Annotated[int, typer.Option(min=4, max=256)] = 100,
     parameters: Annotated[int, typer.Option(min=1)] = 1_000_000,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 6,
     hosts: Annotated[int, typer.Option(min=1, help="Programs that the agents are threads of.")] = 2,
