@@ -1,5 +1,6 @@
 """A small disk of its own that can be filled: a tmpfs, which takes root."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -24,22 +25,15 @@ class Disk:
         options = f"size={size_mib}m,mode=0700"
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "dure-chaos", str(folder)], check=True)
 
-    def fill(self, leave_bytes: int = 0) -> None:
-        """Take all the space there is, but for so much."""
-        room = os.statvfs(self._folder)
-        size = room.f_bavail * room.f_frsize - leave_bytes
-        with self._ballast.open("wb") as file:
-            if size > 0:
-                os.posix_fallocate(file.fileno(), 0, size)
+    def fill(self) -> None:
+        """Take all the space there is."""
+        with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(MIB))
 
     def free(self) -> None:
         """Give the space back."""
         self._ballast.unlink(missing_ok=True)
-
-    def set_read_only(self, *, on: bool) -> None:
-        """Remount. Nobody may have a file open for writing."""
-        word = "ro" if on else "rw"
-        subprocess.run(["mount", "-o", f"remount,{word}", str(self._folder)], check=True)
 
     def close(self) -> None:
         """Unmount, also when somebody still looks into it."""
