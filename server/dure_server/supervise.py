@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from sqlalchemy.exc import DBAPIError
+
 from dure_protocols.errors import DureError
 from dure_server.ports import check_ports_are_free, ports_of
 from dure_server.processes import RunningFile, RunningProcess
@@ -195,8 +197,9 @@ def run_server(
             _wait_until_up(supervisor, services, settings, stopped)
             if not stopped():
                 ready()
+            jobs = _Jobs(home, store, json_logs)
             while not stopped():
-                supervisor.want([*services, *_coordinators(home, store, json_logs)], halted=_halted(store))
+                supervisor.want([*services, *jobs.wanted()], halted=jobs.halted)
                 supervisor.tick()
                 running.write(supervisor.running())
                 time.sleep(TICK_SECONDS)
@@ -258,6 +261,34 @@ def _answers(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
         return True
     return False
+
+
+class _Jobs:
+    """Which coordinators there should be. While the store cannot be asked, what it said last stands."""
+
+    def __init__(self, home: ServerHome, store: Store, json_logs: bool) -> None:
+        self._home, self._store, self._json_logs = home, store, json_logs
+        self._wanted: list[ChildSpec] = []
+        self._is_away = False
+        self.halted: frozenset[str] = frozenset()
+
+    def wanted(self) -> list[ChildSpec]:
+        """The coordinators of the running jobs; `halted` then names those that are to end at once."""
+        try:
+            self._wanted = _coordinators(self._home, self._store, self._json_logs)
+            self.halted = _halted(self._store)
+        except DBAPIError as error:
+            if not self._is_away:
+                logger.warning("the store cannot be asked which jobs run (%s); asked again", _kind_of(error))
+            self._is_away = True
+        else:
+            self._is_away = False
+        return self._wanted
+
+
+def _kind_of(error: DBAPIError) -> str:
+    """What kind of trouble it is; its text may quote the store's address."""
+    return type(error.orig).__name__
 
 
 def _coordinators(home: ServerHome, store: Store, json_logs: bool) -> list[ChildSpec]:

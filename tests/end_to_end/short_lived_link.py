@@ -25,9 +25,8 @@ def main(path: Path, life_seconds: float) -> None:
             at.certificates.add(read_certificate(pem), pem)
         return pem
 
-    asyncio.run(
-        serve(link_settings(home), Membership(membership.admit, renew, membership.presence, membership.refused))
-    )
+    asked = Membership(membership.admit, membership.admitted, renew, membership.presence, membership.refused)
+    asyncio.run(serve(link_settings(home), asked))
 
 
 if __name__ == "__main__":

@@ -80,9 +80,10 @@ class Conversation:
             for answer in self._firms.receive(list(missing), LOOK_UP_SECONDS):
                 firm = missing.pop(answer.ask_id)
                 yield _heard(firm, answer)
-                self._show(situation, missing.values())
                 if self._clock() - last_look > LOOK_UP_SECONDS:
                     break
+            if missing:
+                self._show(situation, missing.values())
             last_look = now = self._clock()
             if not self._record.should_run():
                 raise JobStoppedError(f"job {self._job} was paused or stopped")

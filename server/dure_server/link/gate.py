@@ -13,6 +13,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ def system_clock() -> datetime:
     return datetime.now(UTC)
 
 
+Admitted = Callable[[], AbstractSet[tuple[str, str]]]
+"""(firm, fingerprint) of all that may speak now, by one question to the store. Called from the same thread."""
+
+
 @dataclass(frozen=True)
 class Caller:
     """The firm that makes a request, by its verified certificate."""
@@ -56,8 +61,10 @@ class Caller:
 class Gate:
     """Admits callers to the firms' port, and cuts off those that are no longer admitted."""
 
-    def __init__(self, admit: Admit, clock: Clock = system_clock, metrics: LinkMetrics | None = None) -> None:
-        self._ask = admit
+    def __init__(
+        self, admit: Admit, admitted: Admitted, clock: Clock = system_clock, metrics: LinkMetrics | None = None
+    ) -> None:
+        self._ask, self._ask_all = admit, admitted
         self._clock = clock
         self._metrics = metrics or LinkMetrics()
         self._thread = ThreadPoolExecutor(1, "admission")
@@ -106,13 +113,28 @@ class Gate:
         """For ever: look again whether those with open streams are still admitted."""
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
-            for caller in list(self._open):
+            for caller in await self._doubtful():
                 try:
                     await self._check(caller)
                 except IdentityError as error:
                     self._cut(caller, str(error))
                 except Exception:
                     logger.exception("whether %s is still admitted could not be asked; its streams stay", caller.firm)
+
+    async def _doubtful(self) -> list[Caller]:
+        """Those with open streams that have to be asked about one by one: most often nobody."""
+        loop = asyncio.get_running_loop()
+        try:
+            admitted = await loop.run_in_executor(self._thread, self._ask_all)
+        except Exception:
+            logger.exception("who is still admitted could not be asked; all streams stay")
+            return []
+        now = self._clock()
+        return [
+            caller
+            for caller in self._open
+            if (caller.firm, caller.certificate.fingerprint) not in admitted or not caller.certificate.is_valid_at(now)
+        ]
 
     def _cut(self, caller: Caller, reason: str) -> None:
         tasks = self._open.get(caller, set())

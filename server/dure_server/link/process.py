@@ -27,7 +27,7 @@ from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
 from dure_server.link.firms import FirmService, Presence, Refused, Renew
-from dure_server.link.gate import Admit, Gate
+from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
 from dure_server.link.metrics import LinkMetrics
@@ -91,6 +91,7 @@ class Membership:
     """What the link asks the store about firms. The functions are called from threads of the link."""
 
     admit: Admit
+    admitted: Admitted
     renew: Renew
     presence: Presence
     refused: Refused
@@ -114,7 +115,7 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         max_blob_bytes=settings.max_blob_bytes,
         quota_bytes=settings.quota_bytes,
     )
-    exchange, gate = Exchange(), Gate(membership.admit, metrics=metrics)
+    exchange, gate = Exchange(), Gate(membership.admit, membership.admitted, metrics=metrics)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
     service = FirmService(
@@ -233,7 +234,8 @@ def main(home: Path, *, as_json: bool = False) -> int:
     try:
         link = link_settings(server)
         store = StoreMembership(Store.open(link.store_url), server.authority())
-        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence, store.refused)))
+        membership = Membership(store.admit, store.admitted, store.renew, store.presence, store.refused)
+        asyncio.run(serve(link, membership))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -21,6 +22,7 @@ from dure_server.store.errors import SchemaError, StoreError
 from dure_server.store.firms import Firms
 from dure_server.store.invitations import Invitations
 from dure_server.store.jobs import Jobs
+from dure_server.store.lease import lease
 from dure_server.store.progress import ProgressBoard
 from dure_server.store.rounds import Rounds
 from dure_server.store.signoffs import Signoffs
@@ -142,6 +144,10 @@ class Store:
             finally:
                 session.expunge_all()
                 session.rollback()
+
+    def lease(self, name: str, lock_file: Path, lost: Callable[[], None]) -> AbstractContextManager[None]:
+        """Be the only process that is `name` while the block runs; see `lease.lease`. Raises LeaseTakenError."""
+        return lease(self._engine, name, lock_file, lost)
 
     def check_schema(self) -> None:
         """Raise SchemaError unless the tables are exactly of this program's version."""
