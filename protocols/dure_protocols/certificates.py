@@ -29,8 +29,8 @@ SERVER_NAME = "dure-server"
 """Common name of every server certificate; clients check the SANs."""
 RENEW_AFTER_SHARE = 2 / 3
 """A certificate is due for renewal once this share of its life is over: ten days are left of thirty."""
-CLOCK_SKEW = timedelta(minutes=5)
-"""Certificates start this much before `now`, since clocks on two sites never agree."""
+CLOCK_SKEW = timedelta(days=1)
+"""Certificates start this much before `now`: a site whose clock is hours behind must be able to check a fresh one."""
 MAX_PEM_BYTES = 16 * 1024
 
 _UNREADABLE = (*UNREADABLE, x509.InvalidVersion)
@@ -83,14 +83,29 @@ class CertificateFacts:
         """Whether `now` lies in the certificate's life."""
         return self.not_before <= now <= self.not_after
 
+    @property
+    def renew_from(self) -> datetime:
+        """From when on a new certificate should be asked for."""
+        issued = min(self.not_before + CLOCK_SKEW, self.not_after)
+        return issued + (self.not_after - issued) * RENEW_AFTER_SHARE
+
     def renewal_is_due(self, now: datetime) -> bool:
         """Whether so much of the life is over that a new certificate should be asked for."""
-        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AFTER_SHARE
+        return now >= self.renew_from
 
 
 def read_certificate(pem: bytes) -> CertificateFacts:
     """Read one PEM certificate. Raises IdentityError if it is none, or has no single common name."""
     return _facts(_load_certificate(pem))
+
+
+def server_names(pem: bytes) -> list[str]:
+    """The host names and addresses that a server's certificate names. Raises IdentityError if it names none."""
+    try:
+        names = _load_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise IdentityError("the server's certificate names no host") from error
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def firm_of(pem: bytes) -> str:
@@ -154,7 +169,7 @@ class Authority:
 
     @classmethod
     def create(
-        cls, consortium: str, now: datetime, *, key: ec.EllipticCurvePrivateKey, serial: int, days: int = ROOT_DAYS
+        cls, consortium: str, now: datetime, *, key: ec.EllipticCurvePrivateKey, serial: int, days: float = ROOT_DAYS
     ) -> "Authority":
         """A new root for a consortium. Its certificate may sign end entities only, no further authorities."""
         name = _common_name(consortium)
@@ -189,7 +204,7 @@ class Authority:
         now: datetime,
         *,
         serial: int,
-        days: int = SERVER_DAYS,
+        days: float = SERVER_DAYS,
     ) -> bytes:
         """The server's certificate (PEM) for these host names and IP addresses."""
         if not hosts:
@@ -201,7 +216,9 @@ class Authority:
         )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
-    def issue_client(self, firm: str, csr_pem: bytes, now: datetime, *, serial: int, days: int = CLIENT_DAYS) -> bytes:
+    def issue_client(
+        self, firm: str, csr_pem: bytes, now: datetime, *, serial: int, days: float = CLIENT_DAYS
+    ) -> bytes:
         """A firm's client certificate (PEM). `firm` MUST come from the invitation or the old certificate."""
         key = request_public_key(csr_pem)
         builder = self._end_entity(
@@ -216,7 +233,7 @@ class Authority:
         now: datetime,
         serial: int,
         *,
-        days: int,
+        days: float,
         usage: x509.ObjectIdentifier,
     ) -> x509.CertificateBuilder:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -292,7 +309,7 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, serial: int, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, serial: int, days: float
 ) -> x509.CertificateBuilder:
     start = now.astimezone(UTC)
     return (

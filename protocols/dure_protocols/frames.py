@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MessageError, MisuseError
+from dure_protocols.versions import FIRST, MAX_PROTOCOL, ProtocolRange
 from dure_protocols.wire import Reader, Writer, digest
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ DTYPES: Final = frozenset(
 )
 
 _FORMAT: Final = 1
+_NEGOTIATING_FORMAT: Final = 2  # of Subscribe and Welcome
 _MESSAGE_ID = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_TYPE = re.compile(r"(train|evaluate|query)(\.[a-z][a-z0-9_]{0,47})?")
@@ -50,7 +52,7 @@ _GROUP = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _ARRAY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,18}")  # below 2^64, so that a ledger takes it
 _ERROR_CODE = re.compile(r"[a-z][a-z-]{0,47}")
-_AGENT_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 
 
 class Place(NamedTuple):
@@ -307,21 +309,63 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Subscribe:
-    """Asks for every message to this firm, for as long as the stream is open."""
+    """Asks for every message to this firm, for as long as the stream is open; says which protocols the agent speaks.
+
+    An agent that speaks none but protocol 1 writes format 1, as it did before there was a choice, and gets messages at
+    once. Any other writes format 2 and hears a `Welcome` or a refusal first. Both forms stay as they are for ever.
+    """
 
     agent_version: str
+    protocols: ProtocolRange = FIRST
 
     def __post_init__(self) -> None:
-        _insist(_AGENT_VERSION.fullmatch(self.agent_version), "an agent's version is 1 to 64 letters, digits, . + -")
+        _insist(_VERSION.fullmatch(self.agent_version), "an agent's version is 1 to 64 letters, digits, . + -")
+
+    @property
+    def expects_welcome(self) -> bool:
+        """Whether the agent waits for a `Welcome` before messages."""
+        return self.protocols.highest > 1
 
     def encode(self) -> bytes:
         """The bytes on the wire."""
-        return bytes(Writer().u8(_FORMAT).text(self.agent_version))
+        if not self.expects_welcome:
+            return bytes(Writer().u8(_FORMAT).text(self.agent_version))
+        lowest, highest = self.protocols
+        return bytes(Writer().u8(_NEGOTIATING_FORMAT).text(self.agent_version).u32(lowest).u32(highest))
 
     @classmethod
     def decode(cls, data: bytes) -> "Subscribe":
         """Read the request. Raises MessageError."""
-        return _decoded(data, lambda reader: cls(reader.text(64)))
+        if data[:1] != bytes([_NEGOTIATING_FORMAT]):
+            return _decoded(data, lambda reader: cls(reader.text(64)))
+        frame = _decoded(data, lambda reader: cls(reader.text(64), _read_protocols(reader)), _NEGOTIATING_FORMAT)
+        if not frame.expects_welcome:
+            raise MessageError("a subscription of protocol 1 alone came in format 2; it has format 1")
+        return frame
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The first answer to a subscription of format 2: the protocol chosen, and the server's time (Unix, seconds)."""
+
+    server_version: str
+    protocol: int
+    server_time: float
+
+    def __post_init__(self) -> None:
+        _insist(_VERSION.fullmatch(self.server_version), "a server's version is 1 to 64 letters, digits, . + -")
+        _insist(0 < self.protocol <= MAX_PROTOCOL, f"a protocol is 1 to {MAX_PROTOCOL}")
+        _insist(math.isfinite(self.server_time) and self.server_time >= 0, "the server's time is Unix time")
+
+    def encode(self) -> bytes:
+        """The bytes on the wire."""
+        writer = Writer().u8(_NEGOTIATING_FORMAT).text(self.server_version)
+        return bytes(writer.u32(self.protocol).f64(self.server_time))
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Welcome":
+        """Read the answer. Raises MessageError."""
+        return _decoded(data, lambda reader: cls(reader.text(64), reader.u32(), reader.f64()), _NEGOTIATING_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -388,12 +432,12 @@ def _insist(holds: object, rule: str) -> None:
         raise MisuseError(rule)
 
 
-def _decoded(data: bytes, read: Callable[[Reader], T]) -> T:
-    """Read a frame of the current format to its end. A rule that the sender broke is the sender's error, not ours."""
+def _decoded(data: bytes, read: Callable[[Reader], T], expected: int = _FORMAT) -> T:
+    """Read a frame of the expected format to its end. A rule that the sender broke is the sender's error, not ours."""
     reader = Reader(data)
     try:
-        if (version := reader.u8()) != _FORMAT:
-            raise MessageError(f"a frame of format {version} came, {_FORMAT} was expected: update the older side")
+        if (version := reader.u8()) != expected:
+            raise MessageError(f"a frame of format {version} came, {expected} was expected: update the older side")
         value = read(reader)
     except MisuseError as error:
         raise MessageError(f"a frame breaks a rule of the link: {error}") from error
@@ -413,6 +457,13 @@ def _read_array(reader: Reader) -> ArrayRef:
     shape = tuple(reader.items(Reader.u64, MAX_DIMENSIONS))
     sha256, is_inline = reader.fixed(32).hex(), reader.flag()
     return ArrayRef(name, dtype, shape, sha256, reader.blob(INLINE_ARRAY_BYTES) if is_inline else None)
+
+
+def _read_protocols(reader: Reader) -> ProtocolRange:
+    lowest, highest = reader.u32(), reader.u32()
+    if not 0 < lowest <= highest <= MAX_PROTOCOL:
+        raise MessageError(f"protocols {lowest} to {highest} came; 1 to {MAX_PROTOCOL} were expected, in order")
+    return ProtocolRange(lowest, highest)
 
 
 def _read_envelope(reader: Reader) -> Envelope:

@@ -7,6 +7,7 @@
     desk.sock         where coordinators reach the link
     jobs/<job-id>/    job.json, model checkpoints
     logs/  flwr/      one log a process; flwr's own folder
+    processes.json    which processes run, while they do
 
 Errors: SettingsError, with what to change.
 """
@@ -186,6 +187,11 @@ class ServerHome:
     def flwr(self) -> Path:
         """flwr's own folder (FLWR_HOME)."""
         return self.path / "flwr"
+
+    @property
+    def processes_file(self) -> Path:
+        """Which processes `dure-server run` keeps alive, for `/metrics`."""
+        return self.path / "processes.json"
 
     @property
     def lock_file(self) -> Path:

@@ -27,11 +27,15 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 
 @dataclass(frozen=True)
 class TrainerPlaces:
-    """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log."""
+    """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log.
+
+    json_log: whether the log is JSON lines.
+    """
 
     scratch: Path
     data: Path
     log: Path
+    json_log: bool = False
 
 
 @dataclass
@@ -89,6 +93,7 @@ def start(
     socket = private / "t.sock"
     command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
+    command += ["--json"] if places.json_log else []
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         popen = subprocess.Popen(

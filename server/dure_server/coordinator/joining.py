@@ -86,6 +86,10 @@ class Joining:
         self._away -= self._talk.connected()
         return set(self._job.firms) - excluded - self._away
 
+    def why_absent(self, firms: set[str]) -> dict[str, str]:
+        """Why firms that were invited have not joined."""
+        return {firm: self.refused.get(firm, "no answer in time") for firm in firms}
+
     def gather(self, keys: Keys, place: Place, invited: set[str]) -> dict[str, Join | EscrowedJoin]:
         """Invite, help those behind, and return the joins that are signed for this place and on our model, by firm.
 
