@@ -6,15 +6,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-.PHONY: help install demo test lint format fuzz bench bench-secagg gain clean
+.PHONY: help install demo test test-outage lint format fuzz chaos endurance bench bench-scale bench-secagg gain clean
 
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
 	@echo "make demo      found a consortium on this machine and train (ARGS='--data DIR --exit --report FILE')"
 	@echo "make test      run the tests"
+	@echo "make test-outage   cut every link for 5 minutes in mid-round, twice (DURE_OUTAGE_SECONDS=300)"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
-	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (some minutes)"
+	@echo "make bench-secagg   the aggregation against SecAgg+, plaintext and memcpy, as JSON (20 minutes)"
+	@echo "make bench-scale    100 agents in one job: a round's time, the server's memory, what idle agents cost, as JSON"
+	@echo "make chaos     kill, cut and fill everything at every phase, then random lists (ARGS='--lists 200 --seed 1'; an hour)"
+	@echo "make endurance 500 rounds of a small job: is any process's memory or number of open files growing?"
 	@echo "make fuzz      feed mutated bytes to every decoder (ARGS='--seconds 600 --target messages')"
 	@echo "make gain      alone, federated and pooled over five seeds on simulated data (ARGS='--data DIR')"
 
@@ -37,6 +41,9 @@ test: $(STAMP)
 	@echo "Running the tests…"
 	@$(QUIET) $(BIN)/python -m pytest $(ARGS)
 
+test-outage: $(STAMP)
+	@$(QUIET) $(BIN)/python -m pytest -m long -s tests/end_to_end/test_job_over_bad_links.py $(ARGS)
+
 lint: $(STAMP)
 	@echo "ruff…" && $(BIN)/ruff check && $(BIN)/ruff format --check
 	@echo "mypy…" && $(BIN)/mypy
@@ -50,6 +57,15 @@ bench-secagg: $(STAMP)
 
 fuzz: $(STAMP)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: $(STAMP)
+	@$(QUIET) $(BIN)/python -m tests.chaos $(ARGS)
+
+endurance: $(STAMP)
+	@$(QUIET) $(BIN)/python -m tests.chaos.endurance $(ARGS)
+
+bench-scale: $(STAMP)
+	@$(QUIET) $(BIN)/dure bench scale --json $(ARGS)
 
 bench: $(STAMP)
 	@$(QUIET) $(BIN)/dure bench round --firms 3 --parameters 10000000 --json

@@ -1,8 +1,10 @@
 """A PostgreSQL server of the tests' own: made in a temporary folder, on loopback, and gone with them."""
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -28,41 +30,65 @@ def programs() -> Path | None:
     return next((folder for folder in folders if all((folder / n).exists() for n in ("initdb", "postgres"))), None)
 
 
+class PrivateServer:
+    """One server, which can be stopped and started again on its port. `url` names its database."""
+
+    def __init__(self, binaries: Path, folder: Path, *, fsync: bool = False) -> None:
+        self._binaries, self._folder, self._user = binaries, folder, _unprivileged_user()
+        self._fsync = fsync
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._user:
+            os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+        self._port = _free_port()
+        self.url = f"postgresql://dure@127.0.0.1:{self._port}/postgres"
+        initdb = [binaries / "initdb", "--auth=trust", "--no-sync", "--username=dure", "--pgdata", folder / "data"]
+        _run(initdb, self._user)
+
+    def start(self) -> None:
+        """Start the server and wait until it takes connections."""
+        command = [self._binaries / "postgres", "-D", self._folder / "data", "-h", "127.0.0.1", "-p", str(self._port)]
+        command += ["-k", self._folder, "-c", f"fsync={'on' if self._fsync else 'off'}"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, **_as(self._user), cwd=self._folder, start_new_session=True
+            )
+        _wait_for(self.url)
+
+    def stop(self) -> None:
+        """Stop the server without waiting for its clients, whose connections end."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+            self._process = None
+
+    def set_read_only(self, *, on: bool) -> None:
+        """Refuse every write from the next transaction on, as a server does whose place another took; or take it
+        back."""
+        allowed = f"{self.url}?options=-c%20default_transaction_read_only%3Doff"
+        with psycopg.connect(allowed, autocommit=True) as admin:
+            admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {'on' if on else 'off'}")
+            admin.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def restartable_server(binaries: Path, *, fsync: bool = False) -> Iterator[PrivateServer]:
+    """A running server. It is ended, by its process id, when the block is left."""
+    folder = Path(tempfile.mkdtemp(prefix="dure-postgres-"))
+    try:
+        server = PrivateServer(binaries, folder, fsync=fsync)
+        with contextlib.ExitStack() as stack:
+            stack.callback(server.stop)
+            server.start()
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def private_server(binaries: Path) -> Iterator[str]:
     """Start a server and yield its URL. It is ended, by its process id, when the block is left."""
-    user = _unprivileged_user()
-    folder = Path(tempfile.mkdtemp(prefix="dure-postgres-"))
-    try:
-        if user:
-            os.chown(folder, user.pw_uid, user.pw_gid)
-        data = folder / "data"
-        _run([binaries / "initdb", "--auth=trust", "--no-sync", "--username=dure", "--pgdata", data], user)
-        port = _free_port()
-        server = [
-            binaries / "postgres",
-            "-D",
-            data,
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(port),
-            "-k",
-            folder,
-            "-c",
-            "fsync=off",
-        ]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(server, stdout=log, stderr=log, **_as(user), cwd=folder)
-        try:
-            url = f"postgresql://dure@127.0.0.1:{port}/postgres"
-            _wait_for(url)
-            yield url
-        finally:
-            process.send_signal(2)  # fast shutdown: do not wait for clients
-            process.wait(30)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with restartable_server(binaries) as server:
+        yield server.url
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:

@@ -7,7 +7,7 @@ any more is dropped. Nothing the app raises leaves but a code; its text stays in
 
     state/answers/<message id>   the encoded reply
     state/outbox/<sha256>        blobs of replies, until the link has confirmed the reply
-    state/inbox/<sha256>         blobs of messages; the newest few are kept
+    state/inbox/<sha256>         blobs of messages; the newest few are kept, and a .part of one that was cut on its way
 """
 
 import hashlib
@@ -23,18 +23,30 @@ from typing import Final
 import grpc
 import numpy as np
 
-from dure_client.link.client import LinkClient, LinkError, LinkRefusedError, NotAdmittedError
+from dure_client.link.client import LinkClient
+from dure_client.link.errors import LinkError, LinkRefusedError, NotAdmittedError
 from dure_client.link.transfer import write_all
 from dure_protocols import messages
-from dure_protocols.errors import DureError, MisuseError, RefusalCode, RefusedError
-from dure_protocols.frames import CHUNK_BYTES, MAX_TTL_SECONDS, AnyArray, ArrayRef, Envelope, little_endian, raw_bytes
+from dure_protocols.errors import DureError, MessageError, MisuseError, RefusalCode, RefusedError
+from dure_protocols.frames import (
+    CHUNK_BYTES,
+    MAX_TTL_SECONDS,
+    AnyArray,
+    ArrayRef,
+    Envelope,
+    Place,
+    little_endian,
+    raw_bytes,
+)
 from dure_protocols.ledger import RecordKind
+from dure_protocols.logs import about
 
 logger = logging.getLogger(__name__)
 
 KEPT_ANSWERS: Final = 2000
 KEPT_SECONDS: Final = MAX_TTL_SECONDS  # after that nobody asks again
 KEPT_DOWNLOADS: Final = 4  # beside those of the message at hand
+KEPT_PART_SECONDS: Final = 24 * 3600.0  # a download that was cut and that nobody went on with
 PRUNE_EVERY: Final = 100  # messages
 
 _KIND_OF_BODY: Final[Mapping[int, RecordKind]] = {
@@ -72,7 +84,8 @@ def ledger_kind(reply: Envelope) -> RecordKind:
     Raises MisuseError.
     """
     if reply.error_code is not None:
-        RefusalCode(reply.error_code)
+        if reply.error_code not in set(RefusalCode):
+            raise MisuseError(f"{reply.error_code!r} is no code that may leave the firm")
         return RecordKind.REFUSAL
     return answer_kind(reply.body, {ref.name for ref in reply.arrays})
 
@@ -104,20 +117,26 @@ class Agent:
         app: App,
         *,
         kind_of: Callable[[Envelope], RecordKind] = ledger_kind,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        answered: Callable[[Envelope, Envelope], None] = lambda _, __: None,
     ) -> None:
         """`state` is the folder for answers and boxes, `node_id` this firm's number (`frames.node_id`).
 
-        `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds.
+        `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds, and the
+        server's as the link tells it unless another is given: whether a message still counts is for its sender to say.
+        `answered` is told each message and its answer, once.
         """
+        self._answered = answered
         self._node_id = node_id
         self._link = link
         self._app = app
         self._kind_of = kind_of
-        self._clock = clock
+        self._clock = clock or link.clock.now
         self._answers, self._outbox, self._inbox = (state / name for name in ("answers", "outbox", "inbox"))
         for folder in (self._answers, self._outbox, self._inbox):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for torn in folder.glob("*.new"):  # left by a kill; one agent runs on a home
+                torn.unlink()
 
     def run(self) -> None:
         """Answer messages for ever. Raises NotAdmittedError when the consortium shuts this firm out."""
@@ -135,16 +154,24 @@ class Agent:
 
     def handle(self, message: Envelope) -> None:
         """Answer one message: with the answer that is on disk, or a new one."""
+        place = Place.of(message.group)
+        # What comes before rounds has no attempt. Behind the phase stands what tells repeated requests apart.
+        number, attempt = (place.round, place.attempt) if place.attempt else (None, None)
+        with about(job=place.job, round=number, attempt=attempt, phase=place.phase.partition(".")[0]):
+            self._handle(message)
+
+    def _handle(self, message: Envelope) -> None:
         if message.reply_to or message.dst_node != self._node_id:
             logger.error("%r is not for this firm; dropped", message)
             return
         if message.expires_at <= self._clock():
-            logger.warning("%r has expired; dropped. If it is new, this machine's clock is wrong", message)
+            logger.warning("%r has expired; dropped", message)
             return
         file = self._answers / message.message_id
         reply = self._recall(file, message)
         if reply is None:
             reply = self._keep(file, self._answer(message))
+            self._answered(message, reply)
         try:
             self._send(reply, message.expires_at)
         except _BlobLostError:
@@ -153,13 +180,16 @@ class Agent:
             self._send(self._keep(file, lost), message.expires_at)
 
     def prune(self) -> None:
-        """Delete what nobody will ask for again."""
-        now = self._clock()
+        """Delete what nobody will ask for again. Files' times are this machine's, so its clock counts here."""
+        now = time.time()
         for number, file in enumerate(_newest_first(self._answers)):
             if number >= KEPT_ANSWERS or file.stat().st_mtime < now - KEPT_SECONDS:
                 file.unlink()
         for file in _newest_first(self._outbox):
             if file.stat().st_mtime < now - KEPT_SECONDS:
+                file.unlink()
+        for file in self._inbox.glob("*.part"):
+            if file.stat().st_mtime < now - KEPT_PART_SECONDS:
                 file.unlink()
 
     def _keep(self, file: Path, reply: Envelope) -> Envelope:
@@ -169,6 +199,9 @@ class Agent:
     def _recall(self, file: Path, message: Envelope) -> Envelope | None:
         try:
             reply = Envelope.decode(file.read_bytes())
+            self._kind_of(reply)
+            if not reply.answers(message):
+                raise MessageError("it answers another message")
         except FileNotFoundError:
             return None
         except DureError:
@@ -204,7 +237,8 @@ class Agent:
             self._link.download(ref, file, self._seconds_left(message.expires_at))
             os.utime(file)
             arrays[ref.name] = np.memmap(file, dtype=little_endian(ref.dtype), mode="r", shape=ref.shape)
-        for file in _newest_first(self._inbox)[len(message.blobs) + KEPT_DOWNLOADS :]:
+        whole = [file for file in _newest_first(self._inbox) if not file.suffix]
+        for file in whole[len(message.blobs) + KEPT_DOWNLOADS :]:
             file.unlink()
         return arrays
 

@@ -14,9 +14,10 @@ from typing import Final
 
 from dure_client.agent import Answer
 from dure_client.jobs.side import Given, Reaction
-from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
+from dure_protocols.errors import MessageError, MisuseError, RefusalCode, RefusedError
 from dure_protocols.frames import DURE_MESSAGE_TYPE, AnyArray, Envelope, raw_bytes
 from dure_protocols.messages import encode
+from dure_protocols.npy import array_of_npy
 
 # Before flwr is imported: an agent tells nobody but its consortium that it exists.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 BODY_RECORD: Final = "dure"
 BODY_KEY: Final = "body"
 ARRAY_RECORD: Final = "arrays"
+ARRAY_FORM: Final = "numpy.ndarray"  # flwr's name for the bytes of a .npy file
 APP_FAILED: Final = 2  # flwr's number for "the ClientApp raised"
 
 
@@ -41,7 +43,7 @@ class HeldArray(Array):
 
     def __init__(self, ndarray: AnyArray, sha256: str = "") -> None:
         self.__dict__.update(ndarray=ndarray, sha256=sha256)
-        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), "numpy.ndarray", b"")
+        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), ARRAY_FORM, b"")
 
     @property
     def data(self) -> bytes:
@@ -91,8 +93,11 @@ def body_of(message: Message) -> bytes:
 
 
 def arrays_of(message: Message) -> dict[str, AnyArray]:
-    """The arrays of a message, by name; mapped files stay mapped. Raises MisuseError if it is not of Dure's form."""
-    return {name: array.numpy() for name, array in _array_record(message).items()}
+    """The arrays of a message, by name; mapped files stay mapped.
+
+    Raises MisuseError if it is not of Dure's form, MessageError if an array is not what it says.
+    """
+    return {name: _ndarray_of(array) for name, array in _array_record(message).items()}
 
 
 def digests_of(message: Message) -> dict[str, bytes]:
@@ -154,7 +159,16 @@ def _array_record(message: Message) -> ArrayRecord:
 def _digest(array: Array) -> bytes:
     if isinstance(array, HeldArray) and array.sha256:
         return bytes.fromhex(array.sha256)
-    return hashlib.sha256(raw_bytes(array.numpy())).digest()
+    return hashlib.sha256(raw_bytes(_ndarray_of(array))).digest()
+
+
+def _ndarray_of(array: Array) -> AnyArray:
+    # `Array.numpy` would give a peer's bytes to `np.load`, which believes their lengths and also opens archives.
+    if isinstance(array, HeldArray):
+        return array.numpy()
+    if array.stype != ARRAY_FORM:
+        raise MessageError(f"an array of form {array.stype!r} came; {ARRAY_FORM!r} was expected")
+    return array_of_npy(array.data, array.dtype, tuple(array.shape))
 
 
 def client_app(answer: Callable[[bytes, Given], Reaction]) -> ClientApp:

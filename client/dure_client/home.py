@@ -3,7 +3,7 @@
     agent.toml            who we are, where the server is (written by `dure-agent join`)
     policy.toml data.toml what this firm consents to, where its data is (written by the firm)
     keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
-    state/                released.bin, answers/, outbox/, inbox/
+    state/                released.bin, answers/, outbox/, inbox/, link.json (what the agent last heard of the server)
     jobs/<job-id>/        job, protocol state, models, result.json; see jobs/folder.py
     ledger/ledger.jsonl   every byte that left
     logs/                 what may never leave
@@ -14,15 +14,19 @@ Errors: HomeError, with the command that helps.
 import os
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dure_client.link.channel import Route
+from dure_client.link.proxy import proxy_for, read_proxy_url
 from dure_protocols.certificates import CertificateFacts, key_from_pem, read_certificate
 from dure_protocols.errors import DureError
 from dure_protocols.identity import Identity, check_firm_name
+from dure_protocols.toml import parse_toml
 
 HOME_VARIABLE = "DURE_AGENT_HOME"
 
@@ -37,7 +41,7 @@ def default_home() -> Path:
 
 
 class AgentConfig(BaseModel):
-    """agent.toml: what the firm learned when it joined. Holds no secret."""
+    """agent.toml: what the firm learned when it joined, and a port that it may add. Holds no secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,6 +52,21 @@ class AgentConfig(BaseModel):
     link_port: int = Field(ge=1, le=65535)
     root_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the consortium root's DER, as the firm's administrator confirmed it."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `/metrics` on loopback; None: nothing listens. The firm sets it by hand."""
+    server_name: str | None = Field(default=None, min_length=1, max_length=253)
+    """Name that the server's certificate must have. None: `server_host`. Stays when the server moves."""
+    proxy: str | None = None
+    """The firm's own HTTP proxy, http://HOST:PORT. None: what the environment names, if anything; see link/proxy.py."""
+    proxy_credentials_file: Path | None = None
+    """File of mode 0600 with the proxy's "user:password"."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and any(read_proxy_url(value)[1]):
+            raise ValueError("user name and password go into proxy_credentials_file, not into the URL")
+        return value
 
     @field_validator("firm")
     @classmethod
@@ -64,11 +83,16 @@ class AgentConfig(BaseModel):
         """Base of the enrolment API, without a slash at the end."""
         return f"https://{_bracketed(self.server_host)}:{self.enrolment_port}"
 
+    def route(self, environment: Mapping[str, str]) -> Route:
+        """How the link is reached from here. Raises ProxyError."""
+        proxy = proxy_for(self.server_host, self, environment)
+        return Route(self.link_address, self.server_name or self.server_host, proxy)
+
     def to_toml(self) -> str:
         """The file's text."""
-        lines = ["# Written by `dure-agent join`. Holds no secret.", ""]
-        for name, value in self.model_dump().items():
-            lines.append(f"{name} = {value if isinstance(value, int) else _toml_string(value)}")
+        lines = ["# Written by `dure-agent`. Holds no secret.", ""]
+        for name, value in self.model_dump(exclude_none=True).items():
+            lines.append(f"{name} = {value if isinstance(value, int) else _toml_string(str(value))}")
         return "\n".join(lines) + "\n"
 
 
@@ -134,6 +158,11 @@ class AgentHome:
         return self.path / "state"
 
     @property
+    def standing_file(self) -> Path:
+        """What the agent last heard of the server; see link/standing.py."""
+        return self.state / "link.json"
+
+    @property
     def jobs(self) -> Path:
         """One folder a job."""
         return self.path / "jobs"
@@ -166,7 +195,7 @@ class AgentHome:
     def config(self) -> AgentConfig:
         """Read agent.toml. Raises HomeError if the firm has not joined or the file is damaged."""
         try:
-            return AgentConfig.model_validate(tomllib.loads(self.config_file.read_text()))
+            return AgentConfig.model_validate(parse_toml(self.config_file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise HomeError(
                 f"{self.path} belongs to no firm yet: run `dure-agent join` with the operator's invitation, "
@@ -263,7 +292,7 @@ def _bracketed(host: str) -> str:
 
 def _toml_string(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
 
 def _first_line(error: Exception) -> str:

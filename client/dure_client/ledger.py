@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from dure_protocols import ledger as chain
 from dure_protocols.errors import DureError, MessageError
@@ -206,12 +206,17 @@ def read_records(path: Path) -> Iterator[LedgerRecord]:
     except FileNotFoundError:
         return
     with file:
-        yield from _decoded(file)
+        yield from _decoded(_lines(file))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, none of them longer than what no record is any more: a file may be one line and huge."""
+    return iter(lambda: file.readline(chain.MAX_LINE_BYTES + 1), b"")
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
     for position, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") and len(line) <= chain.MAX_LINE_BYTES:
             raise LedgerError(
                 position,
                 f"line {position} is torn: a crash or a cut ended the file in mid-line; "
@@ -271,11 +276,11 @@ def verify_export(path: Path, expected_fingerprint: str) -> Verified:
     """Check an exported ledger of the firm with this fingerprint. Raises LedgerError."""
     with path.open("rb") as file:
         try:
-            header = json.loads(file.readline())
+            header = json.loads(file.readline(chain.MAX_LINE_BYTES))
             public_key = bytes.fromhex(header["public_key"])
             head_fields = json.dumps(header["head"]).encode()
             is_export = header["format"] == EXPORT_FORMAT
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(0, f"{path} is no exported ledger: write one with `dure-agent ledger export`") from error
         if not is_export:
             raise LedgerError(0, f"{path} is of format {header['format']!r}; this program reads {EXPORT_FORMAT!r}")
@@ -285,7 +290,7 @@ def verify_export(path: Path, expected_fingerprint: str) -> Verified:
                 f"{path} is signed by the key {grouped(fingerprint(public_key))}, which is not the expected "
                 f"{expected_fingerprint}: it is another firm's, or made up",
             )
-        return _verified(_decoded(file), public_key, _parse_head(head_fields, public_key))
+        return _verified(_decoded(_lines(file)), public_key, _parse_head(head_fields, public_key))
 
 
 @dataclass
@@ -336,7 +341,7 @@ def _parse_head(content: bytes, public_key: bytes) -> Head:
         head = Head(int(fields["number"]), bytes.fromhex(fields["hash"]))
         signature = bytes.fromhex(fields["signature"])
         chain.verify_head(head, signature, public_key)
-    except (ValueError, KeyError, TypeError, DureError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, RecursionError, DureError) as error:
         raise LedgerError(0, "the ledger's head (head.json) was changed: it is not signed by this firm") from error
     return head
 

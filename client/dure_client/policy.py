@@ -18,6 +18,7 @@ from dure_client.jobs.approvals import Decision, Verdict
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
+from dure_protocols.toml import parse_toml
 
 DEFAULT_TEXT = """\
 # What this firm consents to. The agent reads this file at every request and refuses whatever is outside of it.
@@ -109,7 +110,7 @@ class Policy(BaseModel):
     def parse(cls, text: str) -> Self:
         """The policy of a file's text. Raises PolicyError naming every problem."""
         try:
-            return cls.model_validate(tomllib.loads(text))
+            return cls.model_validate(parse_toml(text))
         except tomllib.TOMLDecodeError as error:
             raise PolicyError(f"policy.toml is not valid TOML: {error}; correct that line") from error
         except ValidationError as error:

@@ -1,26 +1,29 @@
 """Puts the agent together and runs it: home, ledger, link, Flower app. What `dure-agent run` calls."""
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import UTC, datetime
 
 from dure_client.agent import Agent
-from dure_client.enrolment.join import finish_renewal, renew, renewal_is_due
+from dure_client.enrolment.join import finish_renewal
 from dure_client.flower import FlowerApp, client_app
+from dure_client.health import Heartbeat
 from dure_client.home import AgentHome
-from dure_client.jobs.firm import Firm, utc_now
+from dure_client.jobs.firm import Firm
 from dure_client.ledger import Ledger
 from dure_client.link.client import LinkClient
+from dure_client.link.clock import ServerClock
+from dure_client.link.standing import LinkStanding
+from dure_client.metrics import AgentMetrics, MetricsServer
 from dure_client.trainer.process import TRAINER_MODULE
-from dure_protocols.errors import DureError
-from dure_protocols.frames import node_id
+from dure_client.upkeep import Upkeep
+from dure_protocols.frames import Welcome, node_id
 
 logger = logging.getLogger(__name__)
 
-RENEWAL_LOOK_SECONDS = 3600.0
 IDLE_LOOK_SECONDS = 30.0
 
 
@@ -28,21 +31,42 @@ def run_agent(
     home: AgentHome,
     *,
     num_threads: int = 1,
-    clock: Callable[[], datetime] = utc_now,
+    clock: ServerClock | None = None,
     trainer_module: str = TRAINER_MODULE,
+    json_logs: bool = False,
 ) -> None:
     """Serve the firm's jobs until SIGTERM or Ctrl-C.
 
-    Raises HomeError before the firm has joined, LedgerError if another agent runs on this home, NotAdmittedError when
-    the consortium shuts the firm out. `num_threads` is what each trainer may use.
+    Raises HomeError before the firm has joined, ProxyError where the proxy's settings are wrong, LedgerError if another
+    agent runs on this home, MetricsError if the port for metrics is taken, NotAdmittedError when the consortium shuts
+    the firm out, VersionRefusedError when this version does not understand the server's. `num_threads` is what each
+    trainer may use; json_logs: of the trainers.
     """
     config = home.config()
     finish_renewal(home)
+    route, clock = config.route(os.environ), clock or ServerClock()
+
+    def note(welcome: Welcome) -> None:
+        LinkStanding(
+            heard_at=datetime.now(UTC),
+            server_version=welcome.server_version,
+            protocol=welcome.protocol,
+            clock_ahead_seconds=clock.ahead_seconds or 0.0,
+        ).write(home.standing_file)
+
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(home.ledger_file, home.identity()))
-        firm = Firm(home, num_threads=num_threads, trainer_module=trainer_module)
+        metrics = _metrics(home, ledger, config.metrics_port, stack)
+        firm = Firm(
+            home,
+            num_threads=num_threads,
+            trainer_module=trainer_module,
+            trainer_json_log=json_logs,
+            trained=metrics.trained,
+        )
         stack.callback(firm.close)
-        link = LinkClient(config.link_address, home.keys, ledger)
+        counted = metrics.counting(ledger)
+        link = LinkClient(route, home.keys, counted, clock=clock, on_welcome=note, watch=metrics)
         stack.callback(link.close)
         stop = threading.Event()
 
@@ -52,27 +76,29 @@ def run_agent(
 
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, end)
-        threading.Thread(target=_renew_in_time, args=(home, link, stop, clock), name="renewal", daemon=True).start()
+        upkeep = Upkeep(home, link, stop, os.environ)
+        threading.Thread(target=upkeep.run, name="upkeep", daemon=True).start()
         threading.Thread(target=_close_idle, args=(firm, stop), name="idle trainers", daemon=True).start()
         stack.callback(stop.set)
-        agent = Agent(home.state, node_id(config.consortium, config.firm), link, FlowerApp(client_app(firm.answer)))
+        app = FlowerApp(client_app(firm.answer))
+        node = node_id(config.consortium, config.firm)
+        agent = Agent(home.state, node, link, app, answered=metrics.answered)
         firm.resume()
-        logger.info("agent of %s runs; link %s", config.firm, config.link_address)
+        logger.info("agent of %s runs; link %s", config.firm, route)
         agent.run()
-
-
-def _renew_in_time(home: AgentHome, link: LinkClient, stop: threading.Event, clock: Callable[[], datetime]) -> None:
-    while not stop.is_set():
-        try:
-            if renewal_is_due(home, clock()):
-                facts = renew(home, link.renew, clock())
-                link.reload()
-                logger.info("certificate renewed until %s", facts.not_after)
-        except DureError as error:  # tried again; `status` tells how long the old one lasts
-            logger.warning("the certificate could not be renewed yet: %s", error)
-        stop.wait(RENEWAL_LOOK_SECONDS)
 
 
 def _close_idle(firm: Firm, stop: threading.Event) -> None:
     while not stop.wait(IDLE_LOOK_SECONDS):
         firm.close_idle()
+
+
+def _metrics(home: AgentHome, ledger: Ledger, port: int | None, stack: ExitStack) -> AgentMetrics:
+    """What the agent counts, served where a port is configured; and the heartbeat. The stack ends both."""
+    metrics = AgentMetrics()
+    metrics.watch(home, ledger)
+    if port is not None:
+        stack.callback(MetricsServer(port, metrics.text).close)
+        logger.info("metrics on http://127.0.0.1:%d/metrics", port)
+    stack.callback(Heartbeat(home.state, lambda: metrics.is_connected).close)
+    return metrics

@@ -126,6 +126,34 @@ def _print_phases(seconds: "Mapping[str, Spread]") -> None:
         print(f"{phase:10} {spread.median:.3f} s ({spread.minimum:.3f}–{spread.maximum:.3f})")
 
 
+@bench.command(name="scale")
+def bench_scale_command(
+    agents: Annotated[int, typer.Option(min=4, max=256)] = 100,
+    parameters: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 6,
+    hosts: Annotated[int, typer.Option(min=1, help="Programs that the agents are threads of.")] = 2,
+    store: Annotated[
+        str | None, typer.Option(help="postgresql://… of an empty database without a password; left out: SQLite.")
+    ] = None,
+    idle_seconds: Annotated[float, typer.Option(min=0.1, help="How long idle agents are watched.")] = 20.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Many firms in one job through one link: a round's time, the server's memory, what idle agents cost."""
+    from dure_lab.bench.scale import bench_scale  # noqa: PLC0415  # loads the store
+
+    result = bench_scale(agents, parameters, rounds, num_hosts=hosts, store_url=store, idle_seconds=idle_seconds)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    _print_phases(result.seconds)
+    for title, figures in (
+        ("CPU s a round", result.cpu_seconds_per_round),
+        ("peak MiB", result.server_peak_rss_mib),
+        ("idle", result.idle.model_dump()),
+    ):
+        print(f"{title:14}", ", ".join(f"{name} {value:g}" for name, value in figures.items()))
+
+
 @bench.command(name="secagg")
 def bench_secagg_command(
     firms: Annotated[str, typer.Option(help="Numbers of firms, with commas.")] = "3,8,16,50,100",
@@ -192,12 +220,14 @@ def bench_bits_command(
     ] = None,
     seeds: Annotated[int, typer.Option(min=2)] = 5,
     rounds: Annotated[int | None, typer.Option(min=1, help="Training rounds; left out: the task's own.")] = None,
+    clip_errors: Annotated[bool, typer.Option(help="Try first clips that are wrong by a factor of 16, too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """What the codec costs in accuracy against float32, at 16, 12, 8 and 6 bits."""
-    from dure_lab.bench.bits import bench_bits, table  # noqa: PLC0415  # loads torch
+    from dure_lab.bench.bits import CLIP_ERRORS, bench_bits, table  # noqa: PLC0415  # loads torch
 
-    result = bench_bits(data, seeds, rounds, progress=Console(stderr=True, highlight=False).print)
+    errors = CLIP_ERRORS if clip_errors else {}
+    result = bench_bits(data, seeds, rounds, clip_errors=errors, progress=Console(stderr=True, highlight=False).print)
     if as_json:
         print(result.model_dump_json(indent=2))
         return

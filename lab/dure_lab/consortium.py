@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pydantic import SecretStr
+
 from dure_client.enrolment.join import join
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs.approvals import Verdict, decide, known_jobs
@@ -63,13 +65,15 @@ class LocalProcess:
 class LocalConsortium:
     """Server and agents under one folder. Everything started is stopped by `close`, by process id.
 
-    host: the server's address; server_prefix: a command that the server's is an argument of, for benchmarks.
+    host: the server's address; server_prefix: a command that the server's is an argument of, for benchmarks; store_url:
+    of an empty PostgreSQL database, SQLite in the server's home if None.
     """
 
     folder: Path
     name: str = "Dure demo"
     host: str = "127.0.0.1"
     server_prefix: tuple[str, ...] = ()
+    store_url: str | None = field(default=None, repr=False)
     settings: ServerSettings = field(init=False)
     processes: dict[str, LocalProcess] = field(init=False, default_factory=dict)
     agents: dict[str, AgentHome] = field(init=False, default_factory=dict)
@@ -85,6 +89,7 @@ class LocalConsortium:
             link_port=link,
             enrolment_port=enrolment,
             console_port=console,
+            store_url=None if self.store_url is None else SecretStr(self.store_url),
         )
         self.home = ServerHome(self.folder / "server")
 
@@ -138,6 +143,10 @@ class LocalConsortium:
         program = ["-m", module] if module else ["-m", "dure_client.cli", "run"]
         arguments = [*program, "--home", str(self.agents[firm].path)]
         self._start(firm, arguments, self.folder / "firms" / f"{firm}.log")
+
+    def start(self, name: str, arguments: Iterable[str]) -> None:
+        """Start another Python program that belongs here, such as a host of many agents."""
+        self._start(name, arguments, self.folder / f"{name}.log")
 
     def propose(self, draft: Path) -> JobFile:
         """Make a job of a draft and start it: from here on its coordinator asks the firms to approve."""

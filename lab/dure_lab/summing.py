@@ -16,6 +16,7 @@ from dure_models.training import RoundResult
 from dure_protocols.clip import fill, next_clip
 from dure_protocols.job import CodecTerms
 from dure_protocols.secagg import codec
+from dure_protocols.secagg.tags import OwnTag
 
 Parameters = NDArray[np.float32]
 
@@ -77,6 +78,6 @@ class CodecSumming:
             codec.Contribution(result.update, weight, count, np.array(exact)),
             clip=self.clip,
             rounding=int(self._rounding.integers(2**64, dtype=np.uint64)),
-            tag_key=_NO_SECRET,
+            tag=OwnTag(_NO_SECRET, "", _NO_SECRET),
             residual=residual,
         )

@@ -8,12 +8,23 @@ agreed on exactly the same columns, ranges and categories.
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dure_models.errors import ContractError
+from dure_protocols.toml import parse_toml
 
 
 class ColumnType(StrEnum):
@@ -42,6 +53,7 @@ class Role(StrEnum):
 
 
 NUMERIC = frozenset({ColumnType.FLOAT, ColumnType.INTEGER})
+MAX_COLUMNS = 4096
 _RANGED_ROLES = frozenset({Role.FEATURE, Role.TARGET, Role.CONDITION})
 
 
@@ -66,7 +78,7 @@ class Column(_Frozen):
     role: Role
     unit: Line = ""
     range: tuple[float, float] | None = None
-    categories: tuple[Line, ...] = ()
+    categories: Annotated[tuple[Line, ...], FailFast()] = ()
     description: Line = ""
 
     @model_validator(mode="after")
@@ -93,6 +105,14 @@ class DataContract(_Frozen):
     description: Line = ""
     licence: Line = ""
     columns: tuple[Column, ...] = Field(min_length=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _are_not_too_many(cls, value: object) -> object:
+        # Before each is looked at: a megabyte of wrong columns would make half a gigabyte of problems.
+        if isinstance(value, list | tuple) and len(value) > MAX_COLUMNS:
+            raise ValueError(f"a contract has at most {MAX_COLUMNS} columns")
+        return value
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -147,15 +167,23 @@ class DataContract(_Frozen):
     def from_toml(cls, text: str) -> Self:
         """Read a contract from TOML text. Raises ContractError naming every problem."""
         try:
-            return cls.model_validate(tomllib.loads(text))
+            return cls.model_validate(parse_toml(text))
         except tomllib.TOMLDecodeError as error:
             raise ContractError(f"the data contract is not valid TOML: {error}; correct that line") from error
         except ValidationError as error:
             raise ContractError(f"this is no valid data contract:{_listed(error)}") from error
 
     @classmethod
+    def of(cls, values: Mapping[str, object]) -> Self:
+        """The contract that a job file carries. Raises ContractError."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ContractError(f"the job carries no valid data contract:{_listed(error)}") from error
+
+    @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read a contract from JSON text, as the job file carries it. Raises ContractError."""
+        """Read a contract from JSON text. Raises ContractError."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:

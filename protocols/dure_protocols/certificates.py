@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dure_protocols.errors import IdentityError
-from dure_protocols.identity import check_firm_name, fingerprint
+from dure_protocols.identity import UNREADABLE, check_firm_name, fingerprint
 
 ROOT_DAYS = 3650
 SERVER_DAYS = 397
@@ -29,9 +29,12 @@ SERVER_NAME = "dure-server"
 """Common name of every server certificate; clients check the SANs."""
 RENEW_AFTER_SHARE = 2 / 3
 """A certificate is due for renewal once this share of its life is over: ten days are left of thirty."""
-CLOCK_SKEW = timedelta(minutes=5)
-"""Certificates start this much before `now`, since clocks on two sites never agree."""
+CLOCK_SKEW = timedelta(days=1)
+"""Certificates start this much before `now`: a site whose clock is hours behind must be able to check a fresh one."""
 MAX_PEM_BYTES = 16 * 1024
+
+_UNREADABLE = (*UNREADABLE, x509.InvalidVersion)
+"""The same for certificates and requests. Much of it comes late, when a part is looked at."""
 
 
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
@@ -55,7 +58,7 @@ def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """Read a P-256 private key file. Raises IdentityError if it is something else."""
     try:
         key = serialization.load_pem_private_key(pem, None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise IdentityError("the TLS key file is not an unencrypted PEM private key") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError("the TLS key file holds a key of another kind; an EC P-256 key was expected")
@@ -80,14 +83,29 @@ class CertificateFacts:
         """Whether `now` lies in the certificate's life."""
         return self.not_before <= now <= self.not_after
 
+    @property
+    def renew_from(self) -> datetime:
+        """From when on a new certificate should be asked for."""
+        issued = min(self.not_before + CLOCK_SKEW, self.not_after)
+        return issued + (self.not_after - issued) * RENEW_AFTER_SHARE
+
     def renewal_is_due(self, now: datetime) -> bool:
         """Whether so much of the life is over that a new certificate should be asked for."""
-        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AFTER_SHARE
+        return now >= self.renew_from
 
 
 def read_certificate(pem: bytes) -> CertificateFacts:
     """Read one PEM certificate. Raises IdentityError if it is none, or has no single common name."""
     return _facts(_load_certificate(pem))
+
+
+def server_names(pem: bytes) -> list[str]:
+    """The host names and addresses that a server's certificate names. Raises IdentityError if it names none."""
+    try:
+        names = _load_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise IdentityError("the server's certificate names no host") from error
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
 def firm_of(pem: bytes) -> str:
@@ -118,13 +136,17 @@ def request_public_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
-    except (ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise IdentityError("the signing request is not a PEM certificate signing request") from error
     # (2)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise IdentityError("the signing request carries a key of another kind; an EC P-256 key was expected")
     # (3)
-    if not request.is_signature_valid:
+    try:
+        is_signed = request.is_signature_valid
+    except _UNREADABLE:
+        is_signed = False
+    if not is_signed:
         raise IdentityError("the signing request is not signed by the key it carries; make the request again")
     return key
 
@@ -140,14 +162,14 @@ class Authority:
     def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
         self._certificate = _load_certificate(certificate_pem)
         self._key = key_from_pem(key_pem)
-        if self._certificate.public_key() != self._key.public_key():
+        self.facts = _facts(self._certificate)
+        if self.facts.public_key_der != public_key_der(self._key.public_key()):
             raise IdentityError("root certificate and root key do not belong together; restore both from one backup")
         self.certificate_pem = certificate_pem
-        self.facts = _facts(self._certificate)
 
     @classmethod
     def create(
-        cls, consortium: str, now: datetime, *, key: ec.EllipticCurvePrivateKey, serial: int, days: int = ROOT_DAYS
+        cls, consortium: str, now: datetime, *, key: ec.EllipticCurvePrivateKey, serial: int, days: float = ROOT_DAYS
     ) -> "Authority":
         """A new root for a consortium. Its certificate may sign end entities only, no further authorities."""
         name = _common_name(consortium)
@@ -182,7 +204,7 @@ class Authority:
         now: datetime,
         *,
         serial: int,
-        days: int = SERVER_DAYS,
+        days: float = SERVER_DAYS,
     ) -> bytes:
         """The server's certificate (PEM) for these host names and IP addresses."""
         if not hosts:
@@ -194,7 +216,9 @@ class Authority:
         )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
-    def issue_client(self, firm: str, csr_pem: bytes, now: datetime, *, serial: int, days: int = CLIENT_DAYS) -> bytes:
+    def issue_client(
+        self, firm: str, csr_pem: bytes, now: datetime, *, serial: int, days: float = CLIENT_DAYS
+    ) -> bytes:
         """A firm's client certificate (PEM). `firm` MUST come from the invitation or the old certificate."""
         key = request_public_key(csr_pem)
         builder = self._end_entity(
@@ -209,7 +233,7 @@ class Authority:
         now: datetime,
         serial: int,
         *,
-        days: int,
+        days: float,
         usage: x509.ObjectIdentifier,
     ) -> x509.CertificateBuilder:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -235,7 +259,7 @@ def check_issued(
     certificate, root = _load_certificate(certificate_pem), _load_certificate(root_pem)
     try:  # (1)
         certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (*_UNREADABLE, InvalidSignature) as error:
         raise IdentityError("the certificate was not signed by the consortium's root; nothing was kept") from error
     facts = _facts(certificate)
     if facts.public_key_der != public_key_der(key):  # (2)
@@ -253,18 +277,27 @@ def _load_certificate(pem: bytes) -> x509.Certificate:
     if len(pem) > MAX_PEM_BYTES:
         raise IdentityError(f"a certificate of {len(pem)} bytes came; at most {MAX_PEM_BYTES} are allowed")
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except (ValueError, TypeError) as error:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except _UNREADABLE as error:
         raise IdentityError("a PEM certificate was expected; what came is none, or is damaged") from error
+    if _pem(certificate) != pem:
+        # The first certificate is read, and TLS would trust the second as well: a fingerprint says nothing of that one.
+        raise IdentityError(
+            "one PEM certificate was expected and nothing beside it; more came, or it is laid out oddly"
+        )
+    return certificate
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        public = certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    except _UNREADABLE as error:
+        raise IdentityError("the certificate is damaged, or carries a key of a kind that is not known here") from error
     if len(names) != 1:
         raise IdentityError(f"a certificate with one common name was expected; this one has {len(names)}")
-    public = certificate.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     return CertificateFacts(
         name=str(names[0].value),
         serial=certificate.serial_number,
@@ -276,7 +309,7 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, serial: int, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, serial: int, days: float
 ) -> x509.CertificateBuilder:
     start = now.astimezone(UTC)
     return (

@@ -1,4 +1,4 @@
-"""What passes over the link: envelopes, blob requests, and the limits of both (docs/protocol.md, 9).
+"""What passes over the link: envelopes, blob requests, and the limits of both (docs/protocol.md, 10).
 
 An `Envelope` is one message or one reply. Its body is opaque here; its arrays are named by digest, and those above
 `INLINE_ARRAY_BYTES` travel on their own as *blobs*: raw little-endian array bytes in a file named by their SHA-256.
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MessageError, MisuseError
+from dure_protocols.versions import FIRST, MAX_PROTOCOL, ProtocolRange
 from dure_protocols.wire import Reader, Writer, digest
 
 T = TypeVar("T")
@@ -43,13 +44,15 @@ DTYPES: Final = frozenset(
 )
 
 _FORMAT: Final = 1
+_NEGOTIATING_FORMAT: Final = 2  # of Subscribe and Welcome
 _MESSAGE_ID = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MESSAGE_TYPE = re.compile(r"(train|evaluate|query)(\.[a-z][a-z0-9_]{0,47})?")
 _GROUP = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _ARRAY_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")  # below 2^64, so that a ledger takes it
 _ERROR_CODE = re.compile(r"[a-z][a-z-]{0,47}")
-_AGENT_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
+_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
 
 
 class Place(NamedTuple):
@@ -69,7 +72,7 @@ class Place(NamedTuple):
     def of(cls, group: str) -> "Place":
         """The place a group spells. A group of another form is a job's name and nothing else."""
         match group.split("/"):
-            case [job, number, attempt, phase] if number.isdecimal() and attempt.isdecimal():
+            case [job, number, attempt, phase] if _COUNT.fullmatch(number) and _COUNT.fullmatch(attempt):
                 return cls(job, int(number), int(attempt), phase)
         return cls(group)
 
@@ -113,10 +116,7 @@ class ArrayRef:
 
     def __post_init__(self) -> None:
         _insist(_ARRAY_NAME.fullmatch(self.name), "an array's name is a letter and up to 63 letters, digits, . _ -")
-        _insist(self.dtype in DTYPES, f"an array's type is one of {', '.join(sorted(DTYPES))}")
-        _insist(len(self.shape) <= MAX_DIMENSIONS, f"an array has at most {MAX_DIMENSIONS} dimensions")
-        _insist(all(0 <= length < 1 << 63 for length in self.shape), "an array's lengths fit 63 bits")
-        _insist(self.size_bytes <= MAX_BLOB_BYTES, f"an array has at most {MAX_BLOB_BYTES} bytes")
+        check_form(self.dtype, self.shape)
         _insist(is_blob_digest(self.sha256), "an array's digest is 64 hex digits")
         _insist(self.is_blob == (self.size_bytes > INLINE_ARRAY_BYTES), "small arrays, and only they, are inline")
         if self.inline is not None:
@@ -151,6 +151,16 @@ class ArrayRef:
         """The read-only array whose raw bytes these are, without a copy."""
         array: AnyArray = np.frombuffer(content, dtype=little_endian(self.dtype)).reshape(self.shape)
         return array
+
+
+def check_form(dtype: str, shape: tuple[int, ...]) -> None:
+    """Check that an array of this type and shape may travel. Raises MisuseError."""
+    _insist(dtype in DTYPES, f"an array's type is one of {', '.join(sorted(DTYPES))}")
+    _insist(len(shape) <= MAX_DIMENSIONS, f"an array has at most {MAX_DIMENSIONS} dimensions")
+    _insist(all(0 <= length < 1 << 63 for length in shape), "an array's lengths fit 63 bits")
+    # Lengths beside a 0 count, too: numpy takes no larger ones, however empty the array is.
+    largest = math.prod(max(1, length) for length in shape) * np.dtype(dtype).itemsize
+    _insist(largest <= MAX_BLOB_BYTES, f"an array has at most {MAX_BLOB_BYTES} bytes")
 
 
 def little_endian(dtype: str) -> np.dtype[np.generic]:
@@ -299,21 +309,63 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Subscribe:
-    """Asks for every message to this firm, for as long as the stream is open."""
+    """Asks for every message to this firm, for as long as the stream is open; says which protocols the agent speaks.
+
+    An agent that speaks none but protocol 1 writes format 1, as it did before there was a choice, and gets messages at
+    once. Any other writes format 2 and hears a `Welcome` or a refusal first. Both forms stay as they are for ever.
+    """
 
     agent_version: str
+    protocols: ProtocolRange = FIRST
 
     def __post_init__(self) -> None:
-        _insist(_AGENT_VERSION.fullmatch(self.agent_version), "an agent's version is 1 to 64 letters, digits, . + -")
+        _insist(_VERSION.fullmatch(self.agent_version), "an agent's version is 1 to 64 letters, digits, . + -")
+
+    @property
+    def expects_welcome(self) -> bool:
+        """Whether the agent waits for a `Welcome` before messages."""
+        return self.protocols.highest > 1
 
     def encode(self) -> bytes:
         """The bytes on the wire."""
-        return bytes(Writer().u8(_FORMAT).text(self.agent_version))
+        if not self.expects_welcome:
+            return bytes(Writer().u8(_FORMAT).text(self.agent_version))
+        lowest, highest = self.protocols
+        return bytes(Writer().u8(_NEGOTIATING_FORMAT).text(self.agent_version).u32(lowest).u32(highest))
 
     @classmethod
     def decode(cls, data: bytes) -> "Subscribe":
         """Read the request. Raises MessageError."""
-        return _decoded(data, lambda reader: cls(reader.text(64)))
+        if data[:1] != bytes([_NEGOTIATING_FORMAT]):
+            return _decoded(data, lambda reader: cls(reader.text(64)))
+        frame = _decoded(data, lambda reader: cls(reader.text(64), _read_protocols(reader)), _NEGOTIATING_FORMAT)
+        if not frame.expects_welcome:
+            raise MessageError("a subscription of protocol 1 alone came in format 2; it has format 1")
+        return frame
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The first answer to a subscription of format 2: the protocol chosen, and the server's time (Unix, seconds)."""
+
+    server_version: str
+    protocol: int
+    server_time: float
+
+    def __post_init__(self) -> None:
+        _insist(_VERSION.fullmatch(self.server_version), "a server's version is 1 to 64 letters, digits, . + -")
+        _insist(0 < self.protocol <= MAX_PROTOCOL, f"a protocol is 1 to {MAX_PROTOCOL}")
+        _insist(math.isfinite(self.server_time) and self.server_time >= 0, "the server's time is Unix time")
+
+    def encode(self) -> bytes:
+        """The bytes on the wire."""
+        writer = Writer().u8(_NEGOTIATING_FORMAT).text(self.server_version)
+        return bytes(writer.u32(self.protocol).f64(self.server_time))
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Welcome":
+        """Read the answer. Raises MessageError."""
+        return _decoded(data, lambda reader: cls(reader.text(64), reader.u32(), reader.f64()), _NEGOTIATING_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -351,7 +403,7 @@ class Stored:
     @classmethod
     def decode(cls, data: bytes) -> "Stored":
         """Read the answer. Raises MessageError."""
-        return _decoded(data, lambda reader: cls(reader.u64(), _read_flag(reader)))
+        return _decoded(data, lambda reader: cls(reader.u64(), reader.flag()))
 
 
 @dataclass(frozen=True)
@@ -380,12 +432,12 @@ def _insist(holds: object, rule: str) -> None:
         raise MisuseError(rule)
 
 
-def _decoded(data: bytes, read: Callable[[Reader], T]) -> T:
-    """Read a frame of the current format to its end. A rule that the sender broke is the sender's error, not ours."""
+def _decoded(data: bytes, read: Callable[[Reader], T], expected: int = _FORMAT) -> T:
+    """Read a frame of the expected format to its end. A rule that the sender broke is the sender's error, not ours."""
     reader = Reader(data)
     try:
-        if (version := reader.u8()) != _FORMAT:
-            raise MessageError(f"a frame of format {version} came, {_FORMAT} was expected: update the older side")
+        if (version := reader.u8()) != expected:
+            raise MessageError(f"a frame of format {version} came, {expected} was expected: update the older side")
         value = read(reader)
     except MisuseError as error:
         raise MessageError(f"a frame breaks a rule of the link: {error}") from error
@@ -403,15 +455,15 @@ def _write_array(writer: Writer, ref: ArrayRef) -> None:
 def _read_array(reader: Reader) -> ArrayRef:
     name, dtype = reader.text(64), reader.text(16)
     shape = tuple(reader.items(Reader.u64, MAX_DIMENSIONS))
-    sha256, is_inline = reader.fixed(32).hex(), _read_flag(reader)
+    sha256, is_inline = reader.fixed(32).hex(), reader.flag()
     return ArrayRef(name, dtype, shape, sha256, reader.blob(INLINE_ARRAY_BYTES) if is_inline else None)
 
 
-def _read_flag(reader: Reader) -> bool:
-    flag = reader.u8()
-    if flag > 1:
-        raise MessageError(f"a flag of {flag} came; 0 or 1 was expected")
-    return flag == 1
+def _read_protocols(reader: Reader) -> ProtocolRange:
+    lowest, highest = reader.u32(), reader.u32()
+    if not 0 < lowest <= highest <= MAX_PROTOCOL:
+        raise MessageError(f"protocols {lowest} to {highest} came; 1 to {MAX_PROTOCOL} were expected, in order")
+    return ProtocolRange(lowest, highest)
 
 
 def _read_envelope(reader: Reader) -> Envelope:

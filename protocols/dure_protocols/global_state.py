@@ -11,6 +11,7 @@ and as every other firm, and nobody has to be told the model. What the step reme
 and the codec's clip, where the job file moves it, are part of the state in the same way.
 """
 
+import math
 import struct
 from copy import copy
 from dataclasses import dataclass
@@ -118,10 +119,16 @@ class GlobalState:
         clip: float,
         moments: Moments,
     ) -> None:
-        """Go on from what this side itself stored before. Raises MessageError for moments of another server step."""
-        wanted = num_moments(self._job.server_step)
-        if [vector.shape for vector in moments.vectors] != wanted * [(self._job.model.parameters,)]:
-            raise MessageError(f"{self._job.server_step.kind} has {wanted} moments of the model's size")
+        """Go on from what this side itself stored before. Raises MessageError if that is no state of this job."""
+        terms = self._job.model
+        vectors = (model, *([] if best is None else [best.model]), *moments.vectors)
+        fits = {part.shape for part in vectors} == {(terms.parameters,)}
+        fits &= len(moments.vectors) == num_moments(self._job.server_step)
+        fits &= first_round(self._job) <= round_ <= last_round(self._job) + 1
+        if normalisation is not None:
+            fits &= normalisation.shape == (terms.statistics + 1,) and bool(np.isfinite(normalisation).all())
+        if not fits or not 0.0 < clip < math.inf:
+            raise MessageError(f"what is stored before round {round_} is no global state of job {self._job.id!r}")
         self.round, self.model, self.digest = round_, model, model_digest(model)
         self.normalisation, self.best, self.clip, self.moments = normalisation, best, clip, moments
 
@@ -154,21 +161,23 @@ class GlobalState:
     def standing_at(self, words: Words) -> "GlobalState":
         """The state of this job that `to_words` wrote. Raises MessageError if the words are no such thing.
 
-        The caller MUST compare its `hash` with one that it trusts.
+        words: uint64, of any shape a peer may have sent. The caller MUST compare its `hash` with one that it trusts.
         """
         terms = self._job.model
-        flags = int(words[1]) if words.size >= _HEAD_WORDS else 4
+        flags = int(words[1]) if words.ndim == 1 and words.size >= _HEAD_WORDS else 4
         has_normalisation, has_best = bool(flags & 1), bool(flags & 2)
         size = -(-terms.parameters // 2)
         normalised = _HEAD_WORDS + has_normalisation * (terms.statistics + 1)
         num_vectors = 1 + has_best + num_moments(self._job.server_step)
         if flags > 3 or words.size != normalised + num_vectors * size:
-            raise MessageError(f"a vector of {words.size} words is no global state of job {self._job.id!r}")
+            raise MessageError(f"a vector of {words.shape} words is no global state of job {self._job.id!r}")
         numbers = words[2:5].view(np.float64)
-        model, *others = (
-            words[start : start + size].view(np.float32)[: terms.parameters].copy()
-            for start in range(normalised, words.size, size)
-        )
+        whole = [words[at : at + size].view(np.float32) for at in range(normalised, words.size, size)]
+        unused = [] if has_best else [words[3:5]]
+        unused += [part[terms.parameters :].view(np.uint32) for part in whole]
+        if any(part.any() for part in unused):
+            raise MessageError(f"a global state of job {self._job.id!r} has zeros where nothing stands")
+        model, *others = (part[: terms.parameters].copy() for part in whole)
         best = Best(others[0], model_digest(others[0]), int(words[3]), float(numbers[2])) if has_best else None
         made = copy(self)
         made.resume(

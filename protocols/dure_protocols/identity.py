@@ -6,8 +6,9 @@ by people over another way (a contract, a phone call), so an operator cannot int
 
 import hashlib
 import re
+import unicodedata
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -16,6 +17,9 @@ from dure_protocols.wire import digest
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
+"""What cryptography raises for PEM that is no key, or a key of a kind that it does not know."""
+_ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode's categories of controls, formats and separators
 _FIRM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -27,6 +31,11 @@ def check_firm_name(name: str) -> str:
             " and begin with a letter or digit"
         )
     return name
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name may be shown on a terminal: none of its characters acts there, turns the writing or is unseen."""
+    return not any(unicodedata.category(character) in _ACTING for character in name)
 
 
 def fingerprint(public_bytes: bytes) -> str:
@@ -62,7 +71,7 @@ class Identity:
         """Read a PKCS #8 key file. Raises IdentityError if it is something else."""
         try:
             key = serialization.load_pem_private_key(pem, None)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise IdentityError("the identity key file is not an unencrypted PEM private key") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise IdentityError("the identity key file holds a key of another kind; an Ed25519 key was expected")

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from dure_protocols.errors import IdentityError, MessageError
-from dure_protocols.identity import check_firm_name
+from dure_protocols.identity import check_firm_name, is_plain
 from dure_protocols.wire import Reader, Writer, digest
 
 SECRET_BYTES = 32
@@ -29,7 +29,7 @@ _MARK = "dure1_"
 _TOKEN = re.compile(rf"{_MARK}([A-Za-z0-9_\-\s]*)(\.?)")
 _CHECKSUM_BYTES = 8
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SERVER_HOST = re.compile(r"[a-z0-9._:-]+")
 
 
 class InvitationError(IdentityError):
@@ -62,8 +62,7 @@ class Invitation:
             raise InvitationError("the invitation's secret is malformed")
         if self.expires_at.tzinfo is None:
             raise InvitationError("the invitation's expiry has no time zone")
-        # The name is shown on terminals: no character of it may move a cursor.
-        if not 1 <= len(self.consortium) <= 64 or _CONTROL.search(self.consortium):
+        if not 1 <= len(self.consortium) <= 64 or not is_plain(self.consortium):
             raise InvitationError("the invitation's consortium name is malformed")
         server_of(self.enrolment_url)
 
@@ -128,7 +127,9 @@ def read_invitation(text: str) -> Invitation:
     # (4)
     try:
         return _fields(body)
-    except (MessageError, ValueError, OverflowError, OSError) as error:
+    except InvitationError:
+        raise
+    except (IdentityError, MessageError, ValueError, OverflowError, OSError) as error:
         raise InvitationError(
             "the invitation was written by another version of Dure; ask the operator for one"
         ) from error
@@ -147,7 +148,7 @@ def server_of(enrolment_url: str) -> tuple[str, int]:
     except ValueError as error:
         raise InvitationError("the invitation's server address is malformed") from error
     bracketed = f"[{host}]" if host and ":" in host else host
-    if not host or not port or enrolment_url != f"https://{bracketed}:{port}":
+    if not host or not _SERVER_HOST.fullmatch(host) or not port or enrolment_url != f"https://{bracketed}:{port}":
         raise InvitationError("the invitation's server address is malformed: https://host:port was expected")
     return host, port
 

@@ -9,9 +9,11 @@ import json
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
+    FailFast,
     Field,
     JsonValue,
     StringConstraints,
@@ -20,17 +22,41 @@ from pydantic import (
     model_validator,
 )
 
-from dure_protocols.errors import DureError
+from dure_protocols.errors import DureError, IdentityError
 from dure_protocols.fields import MAX_FIRMS
-from dure_protocols.identity import check_firm_name
+from dure_protocols.identity import check_firm_name, is_plain
 
 MAX_RETRY_FIRMS = 16
 MAX_JOB_BYTES = 1 << 20
+MAX_ROUNDS = 100_000
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+def majority(num_firms: int) -> int:
+    """The minimum cohort of a job whose draft names none: more than half, so that no round has two disjoint cohorts.
+
+    At least three, so that a member that takes its own part off the sum is not left with one other firm's.
+    """
+    return max(3, num_firms // 2 + 1)
+
+
+def _written(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    canonical_json(value)  # raises ValueError for NaN and infinity, which JSON does not have
+    return value
+
+
+def _shown(name: str) -> str:
+    if not is_plain(name):
+        raise ValueError("must be one line without control characters")
+    return name
+
+
+Shown = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_shown)]
+Json = Annotated[dict[str, JsonValue], AfterValidator(_written)]
 
 
 def least_threshold(num_firms: int) -> int:
@@ -55,11 +81,13 @@ class ModelTerms(_Frozen):
 
     name: str = Field(min_length=1, max_length=64)
     digest: Digest = Field(description="SHA-256 of the model package's sources, as the firms have installed it")
-    options: dict[str, JsonValue] = {}
+    options: Json = {}
     parameters: int = Field(gt=0, le=1 << 31, description="number of float32 parameters, d")
     initial_digest: Digest = Field(description="SHA-256 of the first global model's little-endian float32 bytes")
     statistics: int = Field(default=0, ge=0, le=4096, description="values summed in round 0 to normalise inputs")
-    round_metrics: tuple[MetricName, ...] = Field(default=(), description="summed over firms in every round")
+    round_metrics: Annotated[tuple[MetricName, ...], FailFast()] = Field(
+        default=(), description="summed over firms in every round"
+    )
 
 
 class CodecTerms(_Frozen):
@@ -144,9 +172,9 @@ class JobFile(_Frozen):
 
     format: Literal["dure-job-1"] = "dure-job-1"
     id: JobId
-    title: str = Field(min_length=1, max_length=200)
+    title: Shown
     simulated: bool = Field(default=False, description="the data behind this job is simulated, and every page says so")
-    consortium: str = Field(min_length=1, max_length=200)
+    consortium: Shown
     mode: Literal["retry", "threshold"] = Field(
         default="retry", description="after a drop-out: a fresh attempt without it, or the survivors open the sum"
     )
@@ -156,11 +184,11 @@ class JobFile(_Frozen):
     firms: dict[str, PublicKey] = Field(description="firm name to its Ed25519 identity public key, hex")
     minimum_cohort: int = Field(ge=2)
     model: ModelTerms
-    contract: dict[str, JsonValue] = Field(description="the data contract, whole")
+    contract: Json = Field(description="the data contract, whole")
     codec: CodecTerms
     server_step: ServerStepField = FedAvgTerms()
-    training: dict[str, JsonValue] = {}
-    rounds: int = Field(gt=0, le=100_000)
+    training: Json = {}
+    rounds: int = Field(gt=0, le=MAX_ROUNDS)
     selection_metric: MetricName | None = Field(
         default=None, description="round metric whose mean over the firms, lower is better, chooses the final model"
     )
@@ -170,7 +198,10 @@ class JobFile(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name in self.firms:
-            check_firm_name(name)
+            try:
+                check_firm_name(name)
+            except IdentityError as error:
+                raise ValueError(str(error)) from error
         if len(set(self.firms.values())) != len(self.firms):
             raise ValueError("two firms have the same identity key")
         self._check_cohort()
@@ -209,8 +240,9 @@ class JobFile(_Frozen):
         try:
             job = cls.model_validate_json(data)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in error.errors()[:5])
-            raise JobFileError(f"the job file is not valid: {problems}") from error
+            listed = error.errors(include_url=False, include_context=False, include_input=False)
+            problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'job'}: {e['msg']}" for e in listed[:5])
+            raise JobFileError(f"the job file is not valid: {problems[:2000]}") from error
         if job.to_bytes() != data:
             raise JobFileError("the job file is not in canonical form (sorted keys, no blanks); write it with Dure")
         return job

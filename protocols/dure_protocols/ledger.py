@@ -123,7 +123,7 @@ class LedgerRecord:
         try:
             record = cls._from_fields(json.loads(line))
             same = record.to_line() == line
-        except (ValueError, KeyError, TypeError, AttributeError, DureError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DureError) as error:
             raise MessageError("the line is no ledger record") from error
         if not same:
             # Also where the stated hash is not that of the stated fields.

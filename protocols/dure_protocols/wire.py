@@ -95,6 +95,13 @@ class Reader:
         """Take a 64-bit unsigned integer."""
         return int(self._unpack(">Q"))
 
+    def flag(self) -> bool:
+        """Take a byte that is 0 or 1."""
+        value = self.u8()
+        if value > 1:
+            raise MessageError(f"a flag of {value} came; 0 or 1 was expected")
+        return value == 1
+
     def f64(self) -> float:
         """Take an IEEE 754 double."""
         return self._unpack(">d")

@@ -26,7 +26,9 @@ from dure_protocols.job import (
     ModelTerms,
     ServerStepField,
     least_threshold,
+    majority,
 )
+from dure_protocols.toml import parse_toml
 from dure_server.operation import Operation
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
@@ -56,7 +58,7 @@ class JobDraft(BaseModel):
     options: dict[str, JsonValue] = {}
     contract: str
     firms: tuple[str, ...] = ()
-    minimum_cohort: int = Field(default=3, ge=2)
+    minimum_cohort: int | None = Field(default=None, ge=2)
     mode: Literal["retry", "threshold"] | None = None
     threshold: int | None = None
     codec: CodecTerms
@@ -72,10 +74,10 @@ class JobDraft(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a draft. Raises JobDraftError naming every problem."""
         try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
+            return cls.model_validate(parse_toml(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise JobDraftError(f"there is no job draft at {path}") from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise JobDraftError(f"{path} is not valid TOML: {error}; correct that line") from error
         except ValidationError as error:
             problems = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -101,7 +103,7 @@ def make_job(
             simulated=draft.simulated or contract.simulated,
             consortium=consortium,
             firms=identities,
-            minimum_cohort=draft.minimum_cohort,
+            minimum_cohort=draft.minimum_cohort or majority(len(identities)),
             mode=mode,
             threshold=threshold,
             model=ModelTerms(

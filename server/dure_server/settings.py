@@ -7,6 +7,7 @@
     desk.sock         where coordinators reach the link
     jobs/<job-id>/    job.json, model checkpoints
     logs/  flwr/      one log a process; flwr's own folder
+    processes.json    which processes run, while they do
 
 Errors: SettingsError, with what to change.
 """
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from dure_protocols.certificates import Authority
 from dure_protocols.errors import DureError
+from dure_protocols.identity import is_plain
+from dure_protocols.toml import parse_toml
 
 HOME_VARIABLE = "DURE_SERVER_HOME"
 STORE_VARIABLE = "DURE_STORE_URL"
@@ -56,6 +59,13 @@ class ServerSettings(BaseModel):
     console_port: int = Field(default=DEFAULT_CONSOLE_PORT, ge=1, le=65535)
     store_url: SecretStr | None = None
     """SQLAlchemy URL of a PostgreSQL database (postgresql+psycopg://…). None: store.sqlite in the home."""
+
+    @field_validator("consortium")
+    @classmethod
+    def _name_is_plain(cls, value: str) -> str:
+        if not is_plain(value):
+            raise ValueError("must be a name without control characters: every invitation shows it")
+        return value
 
     @field_validator("public_host")
     @classmethod
@@ -179,6 +189,11 @@ class ServerHome:
         return self.path / "flwr"
 
     @property
+    def processes_file(self) -> Path:
+        """Which processes `dure-server run` keeps alive, for `/metrics`."""
+        return self.path / "processes.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one `dure-server run` of this home."""
         return self.path / "run.lock"
@@ -196,7 +211,7 @@ class ServerHome:
     def settings(self) -> ServerSettings:
         """Read server.toml; $DURE_STORE_URL overrides its store. Raises SettingsError."""
         try:
-            values = tomllib.loads(self.settings_file.read_text())
+            values = parse_toml(self.settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise SettingsError(
                 f"{self.path} is no server's home: run `dure-server init --home {self.path}` first, "

@@ -1,5 +1,7 @@
 """Making a server's home, and keeping its certificate young."""
 
+import ipaddress
+from collections.abc import Sequence
 from datetime import datetime
 
 from dure_protocols.certificates import (
@@ -9,6 +11,7 @@ from dure_protocols.certificates import (
     new_serial,
     new_tls_key,
     read_certificate,
+    server_names,
 )
 from dure_server.files import write_private
 from dure_server.settings import ServerHome, ServerSettings, SettingsError
@@ -40,24 +43,41 @@ def make_home(home: ServerHome, settings: ServerSettings, actor: str, now: datet
     return authority
 
 
-def issue_server_certificate(home: ServerHome, settings: ServerSettings, authority: Authority, now: datetime) -> None:
-    """A certificate for the server's key (made here the first time) on every name that it is reached by."""
+def issue_server_certificate(
+    home: ServerHome, settings: ServerSettings, authority: Authority, now: datetime, old_names: Sequence[str] = ()
+) -> None:
+    """A certificate for the server's key (made here the first time) on every name that it is reached by.
+
+    `old_names`: names it had before. They stay, since a firm knows the server by the name in its invitation for good.
+    """
     if not home.server_key_file.exists():
         write_private(home.server_key_file, key_to_pem(new_tls_key()))
     key = key_from_pem(home.server_key_file.read_bytes())
-    hosts = list(dict.fromkeys([settings.public_host, "localhost", "127.0.0.1", "::1"]))
+    hosts = list(dict.fromkeys([settings.public_host, *old_names, "localhost", "127.0.0.1", "::1"]))
     write_private(
         home.server_certificate_file, authority.issue_server(key.public_key(), hosts, now, serial=new_serial())
     )
 
 
 def renew_server_certificate_if_due(home: ServerHome, settings: ServerSettings, now: datetime) -> bool:
-    """Called at the start of `dure-server run`, before any process reads the certificate. Whether it was renewed."""
+    """Called at the start of `dure-server run`, before any process reads the certificate. Whether it was renewed.
+
+    It is due when most of its life is over, and when `public_host` has changed to a name that it does not have.
+    """
     try:
-        facts = read_certificate(home.server_certificate_file.read_bytes())
+        pem = home.server_certificate_file.read_bytes()
     except OSError as error:
         raise SettingsError(f"{home.server_certificate_file} cannot be read: {error.strerror}") from error
-    if not facts.renewal_is_due(now):
+    names = server_names(pem)
+    if _as_named(settings.public_host) in names and not read_certificate(pem).renewal_is_due(now):
         return False
-    issue_server_certificate(home, settings, home.authority(), now)
+    issue_server_certificate(home, settings, home.authority(), now, names)
     return True
+
+
+def _as_named(host: str) -> str:
+    """A host as a certificate spells it: addresses have one form."""
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host

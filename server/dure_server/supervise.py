@@ -25,8 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from sqlalchemy.exc import DBAPIError
+
 from dure_protocols.errors import DureError
 from dure_server.ports import check_ports_are_free, ports_of
+from dure_server.processes import RunningFile, RunningProcess
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.store import JobState, Store
 
@@ -56,11 +59,15 @@ class SupervisorError(DureError):
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """A process to keep alive. `argv` MUST hold no secret: every user of the machine can read it."""
+    """A process to keep alive. `argv` MUST hold no secret: every user of the machine can read it.
+
+    job: the one that it is for, "" where it is for all.
+    """
 
     name: str
     argv: Sequence[str]
     log_file: Path
+    job: str = ""
 
 
 @dataclass
@@ -111,6 +118,11 @@ class Supervisor:
                     child.process.terminate()
             elif child.process is None and now >= child.next_start_at:
                 self._start(child, now)
+
+    def running(self) -> list[RunningProcess]:
+        """The supervisor itself and its children, as they are now; a child that waits to be started has no process."""
+        own = RunningProcess("supervisor", "", os.getpid(), 1)
+        return [own, *(_running(child) for child in self._children.values())]
 
     def starts(self, name: str) -> int:
         """How often a child was started."""
@@ -172,9 +184,15 @@ class Supervisor:
 
 
 def run_server(
-    home: ServerHome, settings: ServerSettings, store: Store, ready: Callable[[], None], stopped: Callable[[], bool]
+    home: ServerHome,
+    settings: ServerSettings,
+    store: Store,
+    ready: Callable[[], None],
+    stopped: Callable[[], bool],
+    *,
+    json_logs: bool = False,
 ) -> None:
-    """Run the server until `stopped()`. Calls `ready` once, when every port answers.
+    """Run the server until `stopped()`. Calls `ready` once, when every port answers. json_logs: of the children.
 
     Raises SettingsError or SupervisorError, having stopped whatever it started.
     """
@@ -183,18 +201,22 @@ def run_server(
         with store.transaction() as tx:
             tx.firms.forget_connections()  # what a link that was killed could not take back
         supervisor = Supervisor(_environment(home))
-        services = [_module(home, "link"), _module(home, "console")]
+        services = [_module(home, name, json_logs) for name in ("link", "console")]
+        running = RunningFile(home.processes_file)
         try:
             supervisor.want(services)
             _wait_until_up(supervisor, services, settings, stopped)
             if not stopped():
                 ready()
+            jobs = _Jobs(home, store, json_logs)
             while not stopped():
-                supervisor.want([*services, *_coordinators(home, store)], halted=_halted(store))
+                supervisor.want([*services, *jobs.wanted()], halted=jobs.halted)
                 supervisor.tick()
+                running.write(supervisor.running())
                 time.sleep(TICK_SECONDS)
         finally:
             supervisor.stop()
+            running.remove()
 
 
 @contextlib.contextmanager
@@ -263,14 +285,43 @@ def _answers(host: str, port: int) -> bool:
     return False
 
 
-def _coordinators(home: ServerHome, store: Store) -> list[ChildSpec]:
+class _Jobs:
+    """Which coordinators there should be. While the store cannot be asked, what it said last stands."""
+
+    def __init__(self, home: ServerHome, store: Store, json_logs: bool) -> None:
+        self._home, self._store, self._json_logs = home, store, json_logs
+        self._wanted: list[ChildSpec] = []
+        self._is_away = False
+        self.halted: frozenset[str] = frozenset()
+
+    def wanted(self) -> list[ChildSpec]:
+        """The coordinators of the running jobs; `halted` then names those that are to end at once."""
+        try:
+            self._wanted = _coordinators(self._home, self._store, self._json_logs)
+            self.halted = _halted(self._store)
+        except DBAPIError as error:
+            if not self._is_away:
+                logger.warning("the store cannot be asked which jobs run (%s); asked again", _kind_of(error))
+            self._is_away = True
+        else:
+            self._is_away = False
+        return self._wanted
+
+
+def _kind_of(error: DBAPIError) -> str:
+    """What kind of trouble it is; its text may quote the store's address."""
+    return type(error.orig).__name__
+
+
+def _coordinators(home: ServerHome, store: Store, json_logs: bool) -> list[ChildSpec]:
     with store.reading() as tx:
         jobs = [job.id for job in tx.jobs.in_state(JobState.RUNNING)]
     return [
         ChildSpec(
             f"coordinator of {job}",
-            [sys.executable, "-m", "dure_server.coordinator", "--home", str(home.path), "--job", job],
+            [*_argv(home, "coordinator", json_logs), "--job", job],
             home.logs / f"coordinator-{job}.log",
+            job,
         )
         for job in jobs
     ]
@@ -282,9 +333,13 @@ def _halted(store: Store) -> frozenset[str]:
     return frozenset(f"coordinator of {job.id}" for job in jobs)
 
 
-def _module(home: ServerHome, name: str) -> ChildSpec:
-    argv = [sys.executable, "-m", f"dure_server.{name}", "--home", str(home.path)]
-    return ChildSpec(name, argv, home.logs / f"{name}.log")
+def _module(home: ServerHome, name: str, json_logs: bool) -> ChildSpec:
+    return ChildSpec(name, _argv(home, name, json_logs), home.logs / f"{name}.log")
+
+
+def _argv(home: ServerHome, module: str, json_logs: bool) -> list[str]:
+    plain = [sys.executable, "-m", f"dure_server.{module}", "--home", str(home.path)]
+    return [*plain, "--json"] if json_logs else plain
 
 
 def _environment(home: ServerHome) -> dict[str, str]:
@@ -307,6 +362,11 @@ def _only_one(home: ServerHome) -> Iterator[None]:
                 f"another `dure-server run` works on {home.path}: stop it first, or name another home"
             ) from error
         yield
+
+
+def _running(child: _Child) -> RunningProcess:
+    name = "coordinator" if child.spec.job else child.spec.name
+    return RunningProcess(name, child.spec.job, child.process.pid if child.process else None, child.starts)
 
 
 def _die_with_parent() -> None:

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, sync_playwright
 from dure_lab.consortium import LocalConsortium
 from dure_protocols.identity import Identity
 from dure_protocols.job import JobFile
-from dure_server.store import JobState
+from dure_server.store import EventKind, Happening, JobState
 from tests.conftest import lacking
 from tests.protocols.test_job import VALUES
 
@@ -19,6 +19,15 @@ CHROMIUM_FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 FIRMS = ("firm-a", "firm-b", "firm-c")
+LONG_NAME = "f" * 63
+PAST = [
+    Happening(EventKind.COORDINATOR),
+    Happening(EventKind.PHASE, "join", 1, 1, LONG_NAME, 0.5),
+    Happening(EventKind.PHASE, "update", 1, 1, LONG_NAME, 8000.0),
+    Happening(EventKind.DROPPED, "update", 1, 1, LONG_NAME, code="cohort-too-small"),
+    Happening(EventKind.ABANDONED, None, 1, 1),
+    Happening(EventKind.WAITING, "join", 1, 2, seconds=99999.0),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +41,7 @@ def consortium(tmp_path_factory) -> Iterator[LocalConsortium]:
             for name in FIRMS:
                 at.firms.invite(name)
             at.jobs.propose(job)
+            at.timeline.add(job.id, PAST)
             at.progress.set(job.id, "join", "waiting for firm-b to connect", members=FIRMS, waiting_for=["firm-b"])
         yield made
 
@@ -72,8 +82,21 @@ def test_a_change_shows_without_a_reload(page, consortium):
     assert page.problems == []
 
 
-def test_nothing_sticks_out_on_a_phone(page, consortium):
-    page.set_viewport_size({"width": 390, "height": 844})
+def test_an_event_shows_without_a_reload(page, consortium):
     page.goto(consortium.settings.console_url)
+    page.get_by_text("waited 27 h 46 min for enough firms").wait_for()
+    with consortium.store.transaction() as at:
+        at.timeline.add(VALUES["id"], [Happening(EventKind.SIGNOFF, firm="firm-b", code="approved")])
+    page.get_by_text("firm-b approved the job").wait_for(timeout=20_000)
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 800, 1280])
+def test_nothing_sticks_out_of_a_narrow_window(page, consortium, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.goto(consortium.settings.console_url)
+    assert page.locator(".timeline .bar rect").count() == 2
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0
+    timeline = page.locator(".timeline").evaluate("list => list.scrollWidth - list.clientWidth")
+    assert timeline <= 0

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from dure_client.cli import app
 from dure_client.home import AgentConfig, AgentHome, keep_or_make_private
 from dure_client.jobs.approvals import Verdict, decide, decision_on, known_job
+from dure_client.jobs.folder import Progress
 from dure_client.jobs.results import JobResult, Keeps, ModelReport
 from dure_client.ledger import Ledger
 from dure_client.policy import Policy
@@ -146,7 +147,8 @@ def test_a_damaged_job_file_and_decision_are_told(home: AgentHome) -> None:
 def test_states_follow_the_job_folder(home: AgentHome) -> None:
     decide(home, job_of(), Verdict.APPROVED, datetime(2026, 1, 31, tzinfo=UTC))
     folder = home.job_folder("job-1")
-    (folder / "progress.json").write_text('{"round": 2}')
+    progress = Progress(round=2, digest="00" * 32, normalisation=None, best=None, clip=1.0, residual=None)
+    (folder / "progress.json").write_text(progress.model_dump_json())
     assert "running (round 2 of 3)" in run(home, "jobs").stdout
     (folder / "final.f32").write_bytes(b"")
     both = {"rmse": 2.0, "undefined": None}

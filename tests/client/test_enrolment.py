@@ -17,9 +17,10 @@ import uvicorn
 
 from dure_client.commands.status import read_status
 from dure_client.enrolment.api import EnrolmentError, FingerprintError, ServerRefusedError, ServerUnreachableError
-from dure_client.enrolment.join import ask_state, finish_renewal, join, renew, renewal_is_due
+from dure_client.enrolment.join import ByProxy, ask_state, finish_renewal, join, renew, renewal_is_due
 from dure_client.home import AgentHome, HomeError
 from dure_client.ledger import Ledger, read_records
+from dure_client.link.standing import LinkStanding
 from dure_protocols.certificates import (
     Authority,
     check_issued,
@@ -40,6 +41,7 @@ from dure_server.enrolment.service import EnrolmentService
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.setup import make_home
 from dure_server.store import Store
+from tests.end_to_end.wires import ConnectProxy, is_tls
 
 
 def free_port() -> int:
@@ -202,7 +204,7 @@ def test_a_firm_joins_and_finds_out_that_it_waits_and_then_is_approved(
         now,
     )
     assert home.root_file.read_bytes() == site.authority.certificate_pem
-    assert ask_state(home).status == "joined"
+    assert ask_state(home).answer.status == "joined"
     assert read_status(home, now).approval_note == "waiting for the operator's approval"
     site.operator.approve(invitation.firm, joined.identity_fingerprint)
     assert read_status(home, now).approval == "approved"
@@ -384,7 +386,7 @@ def test_what_never_left_is_taken_back(site: Site, invitation: Invitation, home:
 def test_the_environment_adds_nothing(
     site: Site, invitation: Invitation, home: AgentHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a proxy nor a .netrc of the user's changes what is sent, or where."""
+    """No .netrc of the user's changes what is sent, and no proxy stands between programs of one machine."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login kim password hunter2\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -392,6 +394,100 @@ def test_the_environment_adds_nothing(
     monkeypatch.setenv("SSL_CERT_FILE", str(netrc))
     join(home, invitation, site.authority.fingerprint)
     assert [record.entry.kind for record in read_records(home.ledger_file)] == [RecordKind.ENROLMENT] * 2
+
+
+# Through the firm's proxy
+
+
+@pytest.fixture
+def proxy() -> Iterator[ConnectProxy]:
+    with ConnectProxy(credentials="kim:hunter2") as made:
+        yield made
+
+
+def credentials_file(folder: Path, text: str = "kim:hunter2\n") -> Path:
+    file = folder / "proxy-credentials"
+    file.write_text(text)
+    file.chmod(0o600)
+    return file
+
+
+def test_a_firm_joins_and_asks_through_its_proxy_which_sees_tls_only(
+    site: Site, invitation: Invitation, home: AgentHome, proxy: ConnectProxy, tmp_path: Path
+) -> None:
+    joined = join(home, invitation, site.authority.fingerprint, by_proxy=ByProxy(proxy.url, credentials_file(tmp_path)))
+    assert ask_state(home).answer.status == "joined"
+    assert len(proxy.tunnels) == 3  # the root, the request to join, the question
+    for tunnel in proxy.tunnels:
+        assert tunnel.head.startswith(f"CONNECT 127.0.0.1:{site.settings.enrolment_port} HTTP/1.1\r\n".encode())
+        assert is_tls(bytes(tunnel.up))
+        assert is_tls(bytes(tunnel.down))
+        assert invitation.firm.encode() not in tunnel.head + tunnel.up + tunnel.down
+    assert joined.config.proxy == proxy.url
+    assert str(read_status(home, datetime.now(UTC)).proxy) == f"127.0.0.1:{proxy.port}"
+    for file in (each for each in home.path.rglob("*") if each.is_file()):
+        assert b"hunter2" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("refuses", "text", "says"),
+    [
+        pytest.param(
+            0, "kim:wrong", r"refuses the user name and password .*\(407\).*--credentials FILE", id="password"
+        ),
+        pytest.param(403, "kim:hunter2", r"does not allow a tunnel .*\(403\).*allow CONNECT", id="not allowed"),
+        pytest.param(502, "kim:hunter2", r"could not connect to the server \(502\)", id="server not reached"),
+    ],
+)
+def test_a_proxy_that_refuses_is_told_with_what_to_do_and_nothing_has_left(
+    site: Site,
+    invitation: Invitation,
+    home: AgentHome,
+    proxy: ConnectProxy,
+    tmp_path: Path,
+    refuses: int,
+    text: str,
+    says: str,
+) -> None:
+    proxy.refuses, recorder = refuses, Recorder()
+    by_proxy = ByProxy(proxy.url, credentials_file(tmp_path, text))
+    with pytest.raises(ServerUnreachableError, match=says) as caught:
+        join(home, invitation, site.authority.fingerprint, by_proxy=by_proxy, recorder=recorder)
+    assert [entry.kind for entry in recorder.entries] == [RecordKind.ENROLMENT, RecordKind.NOT_SENT]
+    assert "hunter2" not in str(caught.value)
+    assert "wrong" not in str(caught.value)
+
+
+# A clock that is wrong
+
+
+@pytest.mark.parametrize("hours", [-11, 11])
+def test_a_firm_whose_clock_is_hours_off_joins_and_is_told(
+    site: Site, invitation: Invitation, home: AgentHome, hours: int
+) -> None:
+    def clock() -> datetime:
+        return datetime.now(UTC) + timedelta(hours=hours)
+
+    joined = join(home, invitation, site.authority.fingerprint, clock=clock)
+    assert joined.clock_ahead_seconds == pytest.approx(hours * 3600, abs=5)
+    state = ask_state(home, clock=clock)
+    assert state.answer.status == "joined"
+    assert state.clock_ahead_seconds == pytest.approx(hours * 3600, abs=5)
+
+
+def test_status_tells_what_the_running_agent_last_heard_of_server_and_clock(
+    site: Site, invitation: Invitation, home: AgentHome
+) -> None:
+    join(home, invitation, site.authority.fingerprint)
+    now = datetime.now(UTC)
+    LinkStanding(heard_at=now, server_version="0.3.1", protocol=2, clock_ahead_seconds=5 * 3600.0).write(
+        home.standing_file
+    )
+    with Ledger(home.ledger_file, home.identity()):
+        status = read_status(home, now)
+    assert (status.server_version, status.protocol) == ("0.3.1", 2)
+    assert "5 h ahead of the server's: set it right" in status.clock_note
+    assert read_status(home, now).clock_note == "in step with the server's"  # asked the server itself
 
 
 def test_status_does_not_speak_while_the_agent_does(site: Site, invitation: Invitation, home: AgentHome) -> None:

@@ -1,14 +1,18 @@
 """The firm's whole side, request by request, over a home on disk and no network."""
 
+import itertools
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from dure_client import absence
+from dure_client.home import AgentHome, write_file
+from dure_client.jobs.approvals import Verdict, decide
 from dure_client.jobs.firm import IDLE_SECONDS, Firm
 from dure_client.jobs.side import Given
+from dure_client.policy import Policy, read_text
 from dure_protocols.errors import RefusalCode
 from dure_protocols.messages import (
     Absence,
@@ -146,3 +150,26 @@ def test_a_paused_firm_declines_invitations_and_nothing_else(job_and_firm):
     assert held.trainer.pid == 1
     absence.resume(firm._home, job.id)
     assert firm.answer(an_invitation(job), Given()).message == Refusal(name, RefusalCode.STATE_LOST)
+
+
+def test_what_the_firm_decides_in_the_middle_of_a_job_holds_from_the_next_request_on(job_and_firm, tmp_path):
+    job, name, firm = job_and_firm
+    home = AgentHome(tmp_path / "firms" / name)
+    ask = (encode(AskKeys(job.digest(), epoch)) for epoch in itertools.count(1))
+    assert isinstance(firm.answer(next(ask), Given()).message, KeyAdvertisement)
+    policy = read_text(home.policy_file)
+    write_file(home.policy_file, policy.replace("minimum_cohort =", "minimum_cohort = 9 #").encode())
+    assert firm.answer(next(ask), Given()).message == Refusal(name, RefusalCode.COHORT_TOO_SMALL)
+    write_file(home.policy_file, policy.encode())
+    assert isinstance(firm.answer(next(ask), Given()).message, KeyAdvertisement)
+    decide(home, job, Verdict.REJECTED, datetime.now(UTC))
+    assert firm.answer(next(ask), Given()).message == Refusal(name, RefusalCode.REJECTED_BY_FIRM)
+    decide(home, job, Verdict.APPROVED, datetime.now(UTC))
+    assert isinstance(firm.answer(next(ask), Given()).message, KeyAdvertisement)
+
+
+def test_a_firm_that_has_decided_nothing_new_does_not_read_its_policy_again(job_and_firm, monkeypatch):
+    job, _, firm = job_and_firm
+    assert isinstance(firm.answer(encode(AskKeys(job.digest(), 1)), Given()).message, KeyAdvertisement)
+    monkeypatch.setattr(Policy, "read", lambda _: pytest.fail("the policy was read again"))
+    assert isinstance(firm.answer(encode(AskKeys(job.digest(), 2)), Given()).message, KeyAdvertisement)

@@ -61,7 +61,7 @@ def test_a_reply_that_may_leave_is_named_for_the_ledger(reply: Envelope, kind: R
             request().reply(messages.encode(messages.Proposal(b"{}")), created_at=NOW), MisuseError, id="a request"
         ),
         pytest.param(request().reply(APPROVAL, (MASKED,), created_at=NOW), MisuseError, id="arrays beside an approval"),
-        pytest.param(request().reply(error_code="row-seventeen", created_at=NOW), ValueError, id="an unknown code"),
+        pytest.param(request().reply(error_code="row-seventeen", created_at=NOW), MisuseError, id="an unknown code"),
     ],
 )
 def test_nothing_else_may_leave(reply: Envelope, error: type[Exception]) -> None:

@@ -28,6 +28,7 @@ ADAPTERS = {
     "server/dure_server/superlink/app.py",
     "client/dure_client/flower.py",
     "client/dure_client/supernode_app.py",
+    "lab/dure_lab/bench/secagg/flower.py",  # what `dure bench secagg` compares with
     "lab/dure_lab/in_process.py",
 }
 APPS = ("dure_server.flower", "dure_client.flower", "dure_lab.in_process", "dure_server.coordinator.__main__")

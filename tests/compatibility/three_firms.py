@@ -17,6 +17,7 @@ from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, layout_of
 from dure_protocols.identity import Identity
 from dure_protocols.job import CodecTerms, JobFile
 from dure_protocols.secagg.codec import Contribution, add_contribution
+from dure_protocols.secagg.tags import OwnTag
 from dure_server.coordinator.record import JobRecord
 from dure_server.jobs import JobDraft, keep, make_job
 from dure_server.operation import Operation
@@ -120,6 +121,11 @@ class Outcome:
     sums: dict[int, NDArray[np.uint64]]
     state: GlobalState
 
+    @property
+    def statistics(self) -> NDArray[np.uint64]:
+        """The sum of round 0 without the tag words, which differ from run to run."""
+        return untagged(self.job, self.sums[STATISTICS_ROUND])
+
     def folder(self, firm: str) -> JobFolder:
         """A firm's folder of the job."""
         return JobFolder(self.homes[firm].job_folder(self.job.id))
@@ -142,8 +148,13 @@ def outcome_of(
     return Outcome(job, homes, server, words, state)
 
 
+def untagged(job: JobFile, vector: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A vector of round 0 without its tag words."""
+    return vector[: layout_of(job, STATISTICS_ROUND).tail.stop]
+
+
 def plaintext_statistics(job: JobFile, home: AgentHome) -> NDArray[np.uint64]:
-    """What a firm gives in round 0 before it is masked. Exact: no rounding is in it."""
+    """What a firm gives in round 0 before it is masked and tagged. Exact: no rounding is in it."""
     from dure_client.trainer.session import TrainingSession
 
     own = TrainingSession(TrainingSpec.of(job), home.data_file).statistics()
@@ -151,5 +162,5 @@ def plaintext_statistics(job: JobFile, home: AgentHome) -> NDArray[np.uint64]:
     vector = np.zeros(layout.words, np.uint64)
     count = min(own.count, job.codec.count_cap)
     contribution = Contribution(None, 1.0, count, np.append(own.sums, float(own.count)))
-    add_contribution(vector, layout, contribution, clip=1.0, rounding=0, tag_key=bytes(32))
-    return vector
+    add_contribution(vector, layout, contribution, clip=1.0, rounding=0, tag=OwnTag(bytes(32), "", bytes(32)))
+    return untagged(job, vector)

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 
+from dure_client.link.channel import Route
 from dure_client.link.client import LinkClient
 from dure_protocols.certificates import (
     Authority,
@@ -37,6 +39,8 @@ from dure_server.settings import ServerHome, ServerSettings
 from dure_server.store.database import Store
 
 CONSORTIUM = "test"
+NAME = "dure.test"
+"""A name of the server that no DNS knows."""
 
 
 class Account:
@@ -72,7 +76,7 @@ class LinkSite:
         self.home.root_file.write_bytes(self.authority.certificate_pem)
         self.home.root_key_file.write_bytes(self.authority.key_pem())
         self.home.server_key_file.write_bytes(key_to_pem(key))
-        hosts = ["localhost", "127.0.0.1"]
+        hosts = ["localhost", "127.0.0.1", NAME]
         pem = self.authority.issue_server(key.public_key(), hosts, now, serial=new_serial())
         self.home.server_certificate_file.write_bytes(pem)
         settings = ServerSettings(
@@ -86,10 +90,11 @@ class LinkSite:
         self.desk = DeskClient(self.home.desk_socket, patience_seconds=20)
         self._clients: list[LinkClient] = []
 
-    def start(self) -> None:
+    def start(self, *arguments: str) -> None:
+        """Start the link. arguments: another module than the product's, and what it takes."""
         with (self.home.logs / "link.log").open("ab") as log:
-            command = [sys.executable, "-m", "dure_server.link", "--home", str(self.home.path)]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+            command = [sys.executable, "-m", *(arguments or ("dure_server.link", "--home", str(self.home.path)))]
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=Path(__file__).parents[2])
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], 30)[0], self.log()
         line = self.process.stdout.readline()
@@ -147,9 +152,19 @@ class LinkSite:
                 tx.certificates.add(read_certificate(pem), pem)
         return folder
 
-    def client(self, firm: str, keys: Path | None = None, account: Account | None = None) -> LinkClient:
+    def client(
+        self,
+        firm: str,
+        keys: Path | None = None,
+        account: Account | None = None,
+        *,
+        port: int | None = None,
+        route: Route | None = None,
+        **more: Any,
+    ) -> LinkClient:
+        """A firm's client. port: of a wire before the link; route: another way; more: as `LinkClient` takes it."""
         folder = keys or self.folder / firm / "keys"
-        client = LinkClient(f"127.0.0.1:{self.port}", folder, account or Account())
+        client = LinkClient(route or f"127.0.0.1:{port or self.port}", folder, account or Account(), **more)
         self._clients.append(client)
         return client
 

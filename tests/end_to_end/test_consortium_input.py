@@ -15,7 +15,7 @@ from dure_client.link.client import LinkClient
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_protocols.errors import RefusalCode
-from dure_protocols.frames import DURE_MESSAGE_TYPE, Envelope, node_id
+from dure_protocols.frames import DURE_MESSAGE_TYPE, Envelope, Welcome, node_id
 from dure_protocols.job import JobFile
 from dure_protocols.messages import AskKeys, Finished, Proposal, Refusal, decode, encode
 from dure_server.jobs import INITIAL_MODEL_FILE, JobDraft, make_job, participating
@@ -131,11 +131,11 @@ def test_a_damaged_or_foreign_message_gets_a_code_and_the_agent_goes_on(
 
 
 @contextmanager
-def a_link_that_says(mills: Mills, sayings: list[bytes]) -> Iterator[int]:
-    """A server with the consortium's certificate which sends one thing a subscription. Yields its port."""
+def a_link_that_says(mills: Mills, sayings: list[list[bytes]]) -> Iterator[int]:
+    """A server with the consortium's certificate which has some things to say a subscription. Yields its port."""
 
     def subscribe(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        yield sayings.pop(0)
+        yield from sayings.pop(0)
 
     home = mills.consortium.home
     pair = (home.server_key_file.read_bytes(), home.server_certificate_file.read_bytes())
@@ -154,7 +154,10 @@ def a_link_that_says(mills: Mills, sayings: list[bytes]) -> Iterator[int]:
 def test_what_is_no_message_on_the_stream_is_dropped_and_the_agent_listens_on(mills: Mills) -> None:
     node = node_id(mills.consortium.name, WATCHED)
     whole = Envelope.request(7, node, "probe/1/0/probe", DURE_MESSAGE_TYPE, b"x", (), time.time(), 60.0).encode()
-    sayings = [b"", whole[:-1], whole + b"\0", bytes([whole[0] ^ 1]) + whole[1:], whole]
+    welcome = Welcome("0.1.0", 2, time.time()).encode()
+    damaged = [b"", whole[:-1], whole + b"\0", bytes([whole[0] ^ 1]) + whole[1:]]
+    no_welcome = [[], [b""], [welcome[:-1]], [whole]]
+    sayings = [*no_welcome, *([welcome, each] for each in damaged), [welcome, whole]]
     with a_link_that_says(mills, sayings) as port:
         client = LinkClient(f"127.0.0.1:{port}", mills.home.keys, Account())
         assert next(client.messages()).encode() == whole

@@ -19,6 +19,7 @@ from dure_protocols.certificates import (
     new_tls_key,
     read_certificate,
     request_public_key,
+    server_names,
     signing_request,
 )
 from dure_protocols.errors import IdentityError
@@ -77,7 +78,7 @@ def test_the_roots_fingerprint_is_that_of_its_der(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("day", "valid", "due"),
     [
-        (-1, False, False),
+        (-1.1, False, False),
         (0, True, False),
         (19, True, False),
         (20.1, True, True),
@@ -94,9 +95,23 @@ def test_a_certificate_lives_thirty_days_and_is_renewed_after_twenty(
     assert (facts.is_valid_at(then), facts.renewal_is_due(then)) == (valid, due)
 
 
-def test_clocks_may_differ_by_a_few_minutes(authority: Authority) -> None:
-    facts = read_certificate(authority.issue_client("firm-a", signing_request(KEY), NOW, serial=9))
-    assert facts.is_valid_at(NOW - timedelta(minutes=4))
+def test_a_site_whose_clock_is_hours_behind_can_check_certificates_made_today(authority: Authority) -> None:
+    server = authority.issue_server(KEY.public_key(), ["dure.example.org"], NOW, serial=8)
+    client = authority.issue_client("firm-a", signing_request(KEY), NOW, serial=9)
+    for pem in (server, client, authority.certificate_pem):
+        assert read_certificate(pem).is_valid_at(NOW - timedelta(hours=23))
+
+
+def test_a_certificate_that_lives_seconds_is_renewed_after_two_thirds_of_them(authority: Authority) -> None:
+    pem = authority.issue_client("firm-a", signing_request(KEY), NOW, serial=9, days=6 / 86_400)
+    assert read_certificate(pem).renew_from == NOW + timedelta(seconds=4)
+
+
+def test_the_names_of_a_server_are_read_as_they_were_given(authority: Authority) -> None:
+    hosts = ["dure.example.org", "localhost", "192.0.2.7", "::1"]
+    assert server_names(authority.issue_server(KEY.public_key(), hosts, NOW, serial=8)) == hosts
+    with pytest.raises(IdentityError, match="names no host"):
+        server_names(authority.certificate_pem)
 
 
 def _broken_signature() -> bytes:
@@ -139,7 +154,7 @@ def test_what_a_firm_was_handed_is_checked_before_it_is_kept(authority: Authorit
         ("not signed by", impostor.issue_client("firm-a", signing_request(KEY), NOW, serial=1), NOW),
         ("another key", authority.issue_client("firm-a", signing_request(new_tls_key()), NOW, serial=1), NOW),
         ("names 'firm-b'", authority.issue_client("firm-b", signing_request(KEY), NOW, serial=1), NOW),
-        ("set the clock right", good, NOW - timedelta(days=1)),
+        ("set the clock right", good, NOW - timedelta(days=1.1)),
         ("PEM certificate was expected", b"nonsense", NOW),
     ]
     for says, pem, now in cases:

@@ -22,6 +22,7 @@ from dure_protocols.frames import (
     Place,
     Stored,
     Subscribe,
+    Welcome,
     is_blob_digest,
     is_message_id,
     message_id,
@@ -29,6 +30,7 @@ from dure_protocols.frames import (
     raw_bytes,
     reply_id,
 )
+from dure_protocols.versions import ProtocolRange
 from dure_protocols.wire import Writer
 
 NODE = node_id("millers", "mill-a")
@@ -78,6 +80,47 @@ def test_a_reply_answers_the_message_it_was_made_for_and_no_other() -> None:
     assert reply.answers(message)
     assert not reply.answers(another)
     assert not message.answers(message)
+
+
+OLD_SUBSCRIPTION = bytes.fromhex("01 00000005") + b"0.1.0"
+NEW_SUBSCRIPTION = bytes.fromhex("02 00000005") + b"0.2.0" + bytes.fromhex("00000001 00000002")
+WELCOME = bytes.fromhex("02 00000005") + b"0.2.0" + bytes.fromhex("00000002 41e0000000000000")
+
+
+@pytest.mark.parametrize(
+    ("frame", "data"),
+    [
+        pytest.param(Subscribe("0.1.0"), OLD_SUBSCRIPTION, id="a subscription from before there was a choice"),
+        pytest.param(Subscribe("0.2.0", ProtocolRange(1, 2)), NEW_SUBSCRIPTION, id="a subscription with a range"),
+        pytest.param(Welcome("0.2.0", 2, 2.0**31), WELCOME, id="the link's first word"),
+    ],
+)
+def test_what_is_said_first_is_spelled_field_by_field(frame: Subscribe | Welcome, data: bytes) -> None:
+    assert frame.encode() == data
+    assert type(frame).decode(data) == frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        pytest.param(Subscribe, OLD_SUBSCRIPTION + bytes(8), id="a range in the old form"),
+        pytest.param(Subscribe, NEW_SUBSCRIPTION[:-1], id="half a range"),
+        pytest.param(Subscribe, NEW_SUBSCRIPTION[:-4] + bytes(4), id="a range that ends before it begins"),
+        pytest.param(Subscribe, NEW_SUBSCRIPTION[:-8] + bytes.fromhex("00000000 00000002"), id="protocol 0"),
+        pytest.param(Subscribe, NEW_SUBSCRIPTION[:-8] + bytes.fromhex("00000001 00010000"), id="protocol 65536"),
+        pytest.param(
+            Subscribe, NEW_SUBSCRIPTION[:-8] + bytes.fromhex("00000001 00000001"), id="protocol 1 in format 2"
+        ),
+        pytest.param(Subscribe, b"\x03" + NEW_SUBSCRIPTION[1:], id="a format of later"),
+        pytest.param(Welcome, b"\x01" + WELCOME[1:], id="a welcome of format 1"),
+        pytest.param(Welcome, WELCOME[:-12] + bytes(4) + WELCOME[-8:], id="a welcome to protocol 0"),
+        pytest.param(Welcome, WELCOME[:-8] + bytes.fromhex("7ff8000000000000"), id="a time that is no number"),
+        pytest.param(Welcome, WELCOME + b"x", id="left-over bytes"),
+    ],
+)
+def test_what_is_said_first_in_another_form_is_refused(kind: type[Subscribe | Welcome], data: bytes) -> None:
+    with pytest.raises(MessageError):
+        kind.decode(data)
 
 
 def test_ids_follow_from_what_a_message_is_and_differ_when_that_differs() -> None:
@@ -190,11 +233,11 @@ def test_an_altered_envelope_is_refused_or_reads_as_exactly_what_its_bytes_say(a
 
 
 @given(data=st.binary(max_size=400))
-@pytest.mark.parametrize("kind", [Envelope, Subscribe, Announce, Stored, Fetch])
+@pytest.mark.parametrize("kind", [Envelope, Subscribe, Welcome, Announce, Stored, Fetch])
 def test_arbitrary_bytes_are_refused_or_are_the_one_spelling_of_a_frame(
-    kind: type[Envelope | Subscribe | Announce | Stored | Fetch], data: bytes
+    kind: type[Envelope | Subscribe | Welcome | Announce | Stored | Fetch], data: bytes
 ) -> None:
-    for candidate in (data, b"\x01" + data):
+    for candidate in (data, b"\x01" + data, b"\x02" + data):
         try:
             frame = kind.decode(candidate)
         except MessageError:

@@ -17,6 +17,7 @@ from dure_protocols.global_state import (
 )
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.codec import Contribution, add_contribution
+from dure_protocols.secagg.tags import OwnTag
 from tests.protocols.test_job import VALUES
 
 INITIAL = np.linspace(-1, 1, 10, dtype=np.float32)
@@ -38,8 +39,9 @@ def published(job, round_, value=0.05, *, members=3, loss=1.0, fill=0.0, clip=No
         exact[-1] = fill
     update = np.full(layout.parameters, value, np.float32) if layout.parameters else None
     contribution = Contribution(update, 1.0, job.codec.count_cap, exact)
+    tag = OwnTag(bytes(32), "firm", bytes(32))
     for member in range(members):
-        add_contribution(words, layout, contribution, clip=clip or job.codec.clip, rounding=member, tag_key=bytes(32))
+        add_contribution(words, layout, contribution, clip=clip or job.codec.clip, rounding=member, tag=tag)
     return words
 
 

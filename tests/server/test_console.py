@@ -15,8 +15,11 @@ from fastapi.testclient import TestClient
 from dure_server.console import assets
 from dure_server.console.app import console_app
 from dure_server.console.live import events
+from dure_server.console.probes import Watch
 from dure_server.console.render import Pages, bytes_text, seconds_text
-from dure_server.store import JobState, SignoffState, Store
+from dure_server.link.desk_client import DeskClient
+from dure_server.settings import ServerHome
+from dure_server.store import EventKind, Happening, JobState, SignoffState, Store
 from tests.server.conftest import Clock
 from tests.server.samples import identity, job_file
 
@@ -25,8 +28,9 @@ FIRMS = ("firm-a", "firm-b")
 
 
 @pytest.fixture
-def client(store: Store) -> TestClient:
-    app = console_app(store, PORT, asyncio.Event())
+def client(store: Store, tmp_path: Path) -> TestClient:
+    home = ServerHome(tmp_path)
+    app = console_app(store, PORT, asyncio.Event(), Watch(home, store, DeskClient(home.desk_socket, 0.2)))
     return TestClient(app, base_url=f"http://127.0.0.1:{PORT}", raise_server_exceptions=False)
 
 
@@ -157,6 +161,71 @@ def test_the_page_has_landmarks_a_language_and_a_skip_link(client: TestClient, j
     assert html.count("<h1") == 1
 
 
+# The timeline
+
+
+def test_the_timeline_tells_attempts_and_drop_outs_on_the_page_and_in_the_api(
+    client: TestClient, job: str, store: Store
+) -> None:
+    with store.transaction() as tx:
+        tx.timeline.add(
+            job,
+            [
+                Happening(EventKind.PHASE, "join", 3, 1, "firm-a", 1.5),
+                Happening(EventKind.DROPPED, "update", 3, 1, "firm-b", code="no-answer"),
+                Happening(EventKind.ABANDONED, None, 3, 1),
+            ],
+        )
+    words = words_of(client.get("/").text)
+    assert "Round 3 attempt 1 1.5 s join 1.5 s firm-b dropped out of update: no-answer" in words
+    assert "the job is running" in words
+    events = client.get(f"/api/v1/jobs/{job}/timeline").json()
+    assert [each["kind"] for each in events] == ["state", "phase", "dropped", "abandoned"]
+    assert events[2]["sentence"] == "firm-b dropped out of update: no-answer"
+    newer = client.get(f"/api/v1/jobs/{job}/timeline", params={"after": events[1]["number"]}).json()
+    assert newer == events[2:]
+    assert client.get("/api/v1/jobs/tear/timeline").status_code == 404
+
+
+def test_an_event_reaches_open_pages(store: Store, job: str, clock: Clock) -> None:
+    async def story() -> str:
+        stopping = asyncio.Event()
+        stream = events(store, Pages(assets.load_assets()), None, stopping)
+        await _take(stream, 8)
+        clock.forward(seconds=1)
+        with store.transaction() as tx:
+            tx.timeline.add(job, [Happening(EventKind.SIGNOFF, firm="firm-b", code="approved")])
+        (changed,) = await _take(stream, 1)
+        stopping.set()
+        return changed
+
+    changed = asyncio.run(story())
+    assert changed.startswith("event: timeline")
+    assert "firm-b approved the job" in changed
+
+
+# Probes
+
+
+def test_probes_say_one_word(client: TestClient, job: str) -> None:
+    health = client.get("/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ok", "code": "alive"})
+    ready = client.get("/ready")  # there is no link here
+    assert (ready.status_code, ready.json()) == (503, {"status": "not-ok", "code": "link"})
+
+
+def test_metrics_are_served_as_prometheus_reads_them(client: TestClient, job: str) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'dure_rounds_finished_total{job="wear"} 3.0' in answer.text
+    assert "dure_link_up 0.0" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+def test_probes_stand_behind_the_guard(client: TestClient, path: str) -> None:
+    assert client.get(path, headers={"Host": "evil.example"}).status_code == 421
+
+
 # Assets and headers
 
 
@@ -264,7 +333,7 @@ def test_the_stream_sends_every_part_once_and_then_only_what_changed(store: Stor
     async def story() -> tuple[list[str], str, list[str]]:
         stopping = asyncio.Event()
         stream = events(store, Pages(assets.load_assets()), None, stopping)
-        first = await _take(stream, 7)
+        first = await _take(stream, 8)
         clock.forward(seconds=1)
         with store.transaction() as tx:
             tx.progress.set(job, "release", "Waiting for nobody.", round_number=3, attempt=2, members=FIRMS)
@@ -274,7 +343,7 @@ def test_the_stream_sends_every_part_once_and_then_only_what_changed(store: Stor
 
     first, changed, rest = asyncio.run(story())
     assert [re.findall(r"event: (\w+)", each) for each in first] == [
-        [], ["sentence"], ["job"], ["chart"], ["rounds"], ["jobs"], ["firms"]
+        [], ["sentence"], ["job"], ["chart"], ["timeline"], ["rounds"], ["jobs"], ["firms"]
     ]  # fmt: skip
     assert re.findall(r"event: (\w+)", changed) == ["sentence", "job"]
     assert "Waiting for nobody." in changed

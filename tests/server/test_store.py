@@ -1,5 +1,6 @@
 """The store, over every database it supports."""
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,8 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import StatementError
 
+from dure_protocols.certificates import Authority, new_serial, new_tls_key, read_certificate, signing_request
+from dure_protocols.errors import IdentityError
 from dure_server.link import journal
 from dure_server.store import (
     FirmStatus,
@@ -352,7 +355,7 @@ def test_what_was_deleted_stays_deleted(store):
 
 
 def test_a_store_of_the_version_before_is_brought_up_with_its_jobs(empty_store_url, open_stores):
-    """A job of version 0001 is run as usual, and all its sums are there."""
+    """A job from before is run as usual, and all its sums are there."""
     made = Store.create(empty_store_url)
     open_stores.append(made)
     with made.transaction() as tx:
@@ -360,10 +363,35 @@ def test_a_store_of_the_version_before_is_brought_up_with_its_jobs(empty_store_u
     with made.transaction() as tx:
         for column in ("operation", "sums_from"):
             tx.session.execute(text(f"ALTER TABLE jobs DROP COLUMN {column}"))
-        tx.session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        tx.session.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     with pytest.raises(SchemaError, match="dure-server upgrade"):
         made.check_schema()
     made.upgrade()
     with made.reading() as tx:
         row = tx.jobs.get("job-1")
         assert (row.operation, row.sums_from) == ({}, 0)
+
+
+def test_who_is_admitted_by_one_question_is_who_is_admitted_one_by_one(store: Store, clock: Clock) -> None:
+    authority = Authority.create("Millers", clock.now, key=new_tls_key(), serial=new_serial())
+    marks = {}
+    with store.transaction() as tx:
+        for firm in ("approved", "joined", "revoked", "shut-out", "expired"):
+            tx.firms.invite(firm)
+            tx.firms.join(firm, firm.encode().ljust(32), "0.1.0")
+            if firm != "joined":
+                tx.firms.approve(firm)
+            issued = clock.now - timedelta(days=365 if firm == "expired" else 0)
+            pem = authority.issue_client(firm, signing_request(new_tls_key()), issued, serial=new_serial())
+            facts = read_certificate(pem)
+            tx.certificates.add(facts, pem)
+            marks[firm] = facts.fingerprint
+        tx.certificates.revoke_all("revoked")
+        tx.firms.revoke("shut-out")
+    one_by_one = set()
+    with store.reading() as tx:
+        for firm, mark in marks.items():
+            with contextlib.suppress(IdentityError):
+                tx.certificates.admit(mark)
+                one_by_one.add((firm, mark))
+        assert tx.certificates.admitted() == one_by_one == {("approved", marks["approved"])}

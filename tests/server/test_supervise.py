@@ -77,6 +77,23 @@ def test_a_crashed_child_is_started_again_after_pauses_that_grow(
     assert last_line(tmp_path / "child.log") == "it broke"
 
 
+def test_the_supervisor_tells_which_processes_there_are(supervisor: Supervisor, clock: Clock, tmp_path: Path) -> None:
+    job = ChildSpec("coordinator of wear", [sys.executable, "-c", CRASHES], tmp_path / "c.log", "wear")
+    supervisor.want([spec(tmp_path, "link", SLEEPS), job])
+    supervisor.tick()
+    own, link, coordinator = supervisor.running()
+    assert (own.name, own.pid) == ("supervisor", os.getpid())
+    assert (link.name, link.job, link.starts) == ("link", "", 1)
+    assert _is_alive(link.pid or 0)
+    assert (coordinator.name, coordinator.job) == ("coordinator", "wear")
+    assert until(lambda: not supervisor.is_running("coordinator of wear"))
+    supervisor.tick()
+    assert supervisor.running()[2].pid is None
+    clock.now += 1
+    supervisor.tick()
+    assert supervisor.running()[2].starts == 2
+
+
 def test_a_child_that_ran_for_a_minute_is_started_again_at_once(
     supervisor: Supervisor, clock: Clock, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from dure_client.jobs.side import Given
 from dure_protocols.errors import MessageError
 from dure_protocols.messages import EscrowedJoin, JobRequest, Join, MaskedUpdate, Refusal, decode
+from dure_protocols.secagg.disclosure import Disclosures
 from tests.simulation.consortium import Consortium
 from tests.simulation.test_rounds import close
 
@@ -33,7 +34,8 @@ class FlippedBits:
         bit = self._chance.randrange(8 * JOB_DIGEST.stop, 8 * len(body))
         damaged = bytearray(body)
         damaged[bit // 8] ^= 1 << bit % 8
-        before = self._firm.side._session.snapshot()
+        session, memory = self._firm.side._session, self._firm.released.disclosures
+        before, remembered = session.snapshot(), memory.to_bytes()
         try:
             answer, arrays = self._firm.handle(bytes(damaged), self._given(body))
         except MessageError:
@@ -49,7 +51,8 @@ class FlippedBits:
             join = message.join if isinstance(message, EscrowedJoin) else message
             assert isinstance(join, Join)  # of an attempt of another number, or what was flipped was applied before
             assert join.model_hash == self._firm.side.state.hash
-        self._firm.side._session.restore(before)
+        session.restore(before)
+        vars(memory).update(vars(Disclosures.from_bytes(remembered)))
 
     def _given(self, body):
         ask = next(ask for ask in self._link.asked.values() if ask.body == body)

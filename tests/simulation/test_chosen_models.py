@@ -72,8 +72,9 @@ class SteeringServer(Coordinator):
         return super()._advance(total, members)
 
 
-def test_a_steered_model_is_refused_by_every_firm_and_the_job_ends(tmp_path):
-    firms = consortium(tmp_path)
+@pytest.mark.parametrize("threshold", [None, 3], ids=["retry", "threshold"])
+def test_a_steered_model_is_refused_by_every_firm_and_the_job_ends(tmp_path, threshold):
+    firms = consortium(tmp_path, threshold=threshold)
     server = firms.start(SteeringServer)
     with pytest.raises(JobFailedError, match="refuse a published sum: its tag"):
         server.run()

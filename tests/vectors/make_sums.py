@@ -5,8 +5,9 @@ import numpy as np
 from dure_protocols.global_state import GlobalState, layout_of, model_digest
 from dure_protocols.job import JobFile
 from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribution
+from dure_protocols.secagg.layout import TAG_WORDS
 from dure_protocols.secagg.rows import tag_of
-from dure_protocols.secagg.tags import TagKey
+from dure_protocols.secagg.tags import BLINDING_BYTES, PRIME, OwnTag, TagKey, constant_of
 from dure_protocols.secagg.tags import split as split_tag
 from tests.vectors.make_bytes import case, hexed
 from tests.vectors.make_scene import FOUR, update
@@ -35,6 +36,7 @@ def mask_cases():
     yield case("what is added and subtracted cancels", "masks", both, {"vector": ones})
 
 
+MEMBERS = ["firm-a", "firm-b", "firm-c"]
 TAG_KEY = hexed("tag key")
 LAYOUTS = {
     "12 bits, 16 firms: four fields of 16 bits": (12, 16, 13, 2),
@@ -61,6 +63,8 @@ def _contribution(layout, **changes):
         "clip": 0.125,
         "rounding": 0x0123456789ABCDEF,
         "tag_key": TAG_KEY,
+        "firm": "firm-a",
+        "blinding": hexed("blinding"),
         "residual": None,
     }
     return plain | changes
@@ -73,8 +77,8 @@ def _words(layout, *contributions):
     for given in contributions:
         update_ = None if given["update"] is None else np.frombuffer(bytes.fromhex(given["update"]), "<f4")
         contribution = Contribution(update_, given["weight"], given["count"], np.array(given["exact"], np.float64))
-        key = bytes.fromhex(given["tag_key"])
-        add_contribution(total, shape, contribution, clip=given["clip"], rounding=given["rounding"], tag_key=key)
+        tag = OwnTag(bytes.fromhex(given["tag_key"]), given["firm"], bytes.fromhex(given["blinding"]))
+        add_contribution(total, shape, contribution, clip=given["clip"], rounding=given["rounding"], tag=tag)
     return total
 
 
@@ -125,6 +129,8 @@ def _three(layout):
             count=100 * number,
             weight=number / 10,
             rounding=number,
+            firm=MEMBERS[number - 1],
+            blinding=hexed(f"blinding {number}"),
         )
         for number in (1, 2, 3)
     ]
@@ -160,8 +166,9 @@ def tag_cases():
     yes, no = {"carries_tag": True}, {"carries_tag": False}
     for name, shape in LAYOUTS.items():
         layout = _layout(*shape)
-        total = _words(layout, *_three(layout)[: min(3, shape[1])])
-        inputs = {"layout": layout, "key": TAG_KEY, "vector": total.tobytes().hex()}
+        num = min(3, shape[1])
+        total = _words(layout, *_three(layout)[:num])
+        inputs = {"layout": layout, "key": TAG_KEY, "members": MEMBERS[:num], "vector": total.tobytes().hex()}
         yield case(f"the sum carries its tag: {name}", "tag", inputs, yes)
     layout = _layout(8, 16, 12, 1)
     total = _words(layout, *_three(layout))
@@ -181,14 +188,23 @@ def tag_cases():
     for value, name in ((2**60 - 1, "largest"), (2**60, "too large"), (1 - 2**60, "smallest"), (-(2**60), "too small")):
         tagged = _retagged(layout, total, value).tobytes().hex()
         expects = yes if "est" in name else no
-        inputs = {"layout": layout, "key": TAG_KEY, "vector": tagged}
+        inputs = {"layout": layout, "key": TAG_KEY, "members": MEMBERS, "vector": tagged}
         yield case(f"a tail value that is {name}, under its right tag", "tag", inputs, expects)
     moved = total.copy()  # the same field sums, exchanged between two parameters
     moved[0], moved[1] = total[1], total[0]
     wrong["two words exchanged"] = moved, TAG_KEY
     for name, (words, key) in wrong.items():
-        inputs = {"layout": layout, "key": key, "vector": words.tobytes().hex()}
+        inputs = {"layout": layout, "key": key, "members": MEMBERS, "vector": words.tobytes().hex()}
         yield case(f"refused: {name}", "tag", inputs, no)
+    true = {"layout": layout, "key": TAG_KEY, "vector": total.tobytes().hex()}
+    for name, members in {
+        "one member left out": MEMBERS[:2],
+        "one member more": [*MEMBERS, "firm-d"],
+        "another member in the place of one": [*MEMBERS[:2], "firm-d"],
+        "a member named twice": [*MEMBERS[:2], MEMBERS[0]],
+    }.items():
+        yield case(f"refused: {name}", "tag", true | {"members": members}, no)
+    yield case("members in another order are the same", "tag", true | {"members": MEMBERS[::-1]}, yes)
 
 
 def _retagged(layout, total, value):
@@ -197,7 +213,8 @@ def _retagged(layout, total, value):
     words[shape.tail][-1:].view(np.int64)[0] = value
     key = TagKey.of(shape, bytes.fromhex(TAG_KEY))
     packed = tag_of(words[: shape.packed_words], shape, key)
-    words[-2:] = split_tag(key.tag(packed, words[shape.tail].view(np.int64)))
+    tag = key.tag(packed, words[shape.tail].view(np.int64)) + constant_of(bytes.fromhex(TAG_KEY), MEMBERS)
+    words[-TAG_WORDS:] = split_tag(tag % PRIME, bytes(BLINDING_BYTES))
     return words
 
 
@@ -298,7 +315,8 @@ def _sums(job):
             exact = np.array([loss * 0.25, 4.0, loss * 0.5, 0.0 if round_ == 2 else 4.0, 0.3])[: layout.exact]
             given = update(f"course {round_} {firm}", layout.parameters, 0.2) if layout.parameters else None
             contribution = Contribution(given, firm / 10, firm * 100, exact)
-            add_contribution(total, layout, contribution, clip=state.clip, rounding=firm, tag_key=bytes(32))
+            tag = OwnTag(bytes(32), str(firm), bytes(32))
+            add_contribution(total, layout, contribution, clip=state.clip, rounding=firm, tag=tag)
         state.advance(total.copy(), 3)
         yield {"vector": total.tobytes().hex(), "members": 3}
 
@@ -331,6 +349,10 @@ def _course_cases(job):
         given | {"vector": flags.tobytes().hex()},
         {"refusal": "malformed"},
     )
+    filled = state.to_words()
+    filled[-1] |= np.uint64(1 << 63)
+    given |= {"vector": filled.tobytes().hex()}
+    yield case("refused: a snapshot that is not filled up with zeros", "snapshot", given, {"refusal": "malformed"})
     wrong = inputs | {"sums": [inputs["sums"][0] | {"members": 2}]}
     yield case("refused: a sum that counts more vectors than members", "course", wrong, {"refusal": "malformed"})
     other = inputs | {"initial": (INITIAL + 1).astype("<f4").tobytes().hex()}

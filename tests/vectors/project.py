@@ -30,6 +30,7 @@ from dure_protocols.secagg.codec import (
 )
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.keystream import derive as derived
+from dure_protocols.secagg.layout import TAG_WORDS
 from dure_protocols.secagg.masks import mask_key, self_mask_key
 from dure_protocols.secagg.masks import tag_key as attempt_tag_key
 from dure_protocols.secagg.server import in_conflict
@@ -232,14 +233,15 @@ def contribution(inputs):
     given = Contribution(
         _update(inputs["update"]), inputs["weight"], inputs["count"], np.array(inputs["exact"], np.float64)
     )
-    options = {"clip": inputs["clip"], "rounding": inputs["rounding"], "tag_key": unhex(inputs["tag_key"])}
+    tag = tags.OwnTag(unhex(inputs["tag_key"]), inputs["firm"], unhex(inputs["blinding"]))
+    options = {"clip": inputs["clip"], "rounding": inputs["rounding"], "tag": tag}
     add_contribution(words, layout, given, residual=residual, **options)
     packed = words[: layout.packed_words].tobytes()
     return {
         "packed": packed.hex() if len(packed) <= 1024 else None,
         "packed_sha256": sha256(packed).hexdigest(),
         "tail": words[layout.tail].view(np.int64).tolist(),
-        "tag": words[-2:].tolist(),
+        "tag": words[-TAG_WORDS:].tolist(),
         "vector_sha256": sha256(words.data).hexdigest(),
         "residual": None if residual is None else residual.tobytes().hex(),
     }
@@ -273,7 +275,7 @@ def tag_key(inputs):
 
 def tag(inputs):
     layout, words = VectorLayout(**inputs["layout"]), words_of(inputs["vector"])
-    return {"carries_tag": carries_tag(words, layout, unhex(inputs["key"]))}
+    return {"carries_tag": carries_tag(words, layout, unhex(inputs["key"]), inputs["members"])}
 
 
 def job(inputs):

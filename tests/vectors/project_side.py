@@ -13,6 +13,7 @@ from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.server import Attempt
 from dure_protocols.secagg.session_state import SessionState
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag
 from dure_protocols.secagg.terms import Terms
 from dure_protocols.wire import Reader
 
@@ -102,7 +103,8 @@ class _Side:
         exact = np.array(given["exact"], np.float64)
         contribution = Contribution(floats(given["update"]), given["weight"], given["count"], exact)
         rounding = int.from_bytes(self.draw(8), "big")
-        add_contribution(vector, layout, contribution, clip=given["clip"], rounding=rounding, tag_key=keys.tag)
+        tag = OwnTag(keys.tag, self.name, self.draw(BLINDING_BYTES))
+        add_contribution(vector, layout, contribution, clip=given["clip"], rounding=rounding, tag=tag)
         receipt = self.session.sign_upload(sha256(vector.data).digest())
         return {
             "added": [key.hex() for key in keys.add],

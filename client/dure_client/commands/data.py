@@ -62,4 +62,4 @@ def _contracts(home: AgentHome, job: str, file: Path | None) -> dict[str, DataCo
             "there is no job whose contract could be checked; name a contract file with --contract, "
             "or connect with `dure-agent run` so that the operator's proposals arrive"
         )
-    return {f"job {known.job.id}": DataContract.model_validate(known.job.contract) for known in jobs}
+    return {f"job {known.job.id}": DataContract.of(known.job.contract) for known in jobs}

@@ -129,7 +129,7 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
     job = known.job
     rows = Table.grid(padding=(0, 2))
     simulated = " [yellow](simulated data)[/]" if job.simulated else ""
-    contract = DataContract.model_validate(job.contract)
+    contract = DataContract.of(job.contract)
     for name, value in (
         ("Job", f"[bold]{job.id}[/] · {escape(job.title)}{simulated}"),
         ("Consortium", escape(job.consortium)),

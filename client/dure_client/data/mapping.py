@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from dure_client.data.errors import DataMappingError
 from dure_models.contract import DataContract
+from dure_protocols.toml import parse_toml
 
 DEFAULT_TEXT = """\
 # Where this firm's data is and what its columns are called. The files are read here and never leave the firm.
@@ -96,7 +97,7 @@ class DataMapping(_Frozen):
     def read(cls, path: Path) -> Self:
         """Read a mapping file. Raises DataMappingError naming every problem."""
         try:
-            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+            fields = parse_toml(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise DataMappingError(
                 f"{path} is missing: write it with `dure-agent data init` and name your data files there"

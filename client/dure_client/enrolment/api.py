@@ -6,16 +6,21 @@ EnrolmentError            joining failed; the text says what to do
 └── ServerRefusedError    the server's own words; `code` for programs
 """
 
+import contextlib
 import hashlib
+import re
 import ssl
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from dure_client.link.client import EgressRecorder
+from dure_client.link.clock import ServerClock
+from dure_client.link.proxy import Proxy
 from dure_protocols.enrolment import API_PREFIX, MAX_ANSWER_BYTES, Problem
 from dure_protocols.errors import DureError
 from dure_protocols.ledger import Entry, RecordKind
@@ -48,18 +53,33 @@ class EnrolmentApi:
     """One connection's worth of requests. Without `root_pem` the server's certificate is *not* checked.
 
     The recorder gets each request's bytes, line, headers and body as they go onto the connection, before they do. A
-    connection that never came about is taken back with a NOT_SENT record.
+    connection that never came about is taken back with a NOT_SENT record. Through a proxy the same bytes go over the
+    same TLS to the server; what the proxy itself is told (the server's host and port, the firm's name and password for
+    it) stays in the firm's network and is not recorded.
     """
 
-    def __init__(self, url: str, recorder: EgressRecorder, root_pem: bytes | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        recorder: EgressRecorder,
+        root_pem: bytes | None,
+        *,
+        proxy: Proxy | None = None,
+        server_name: str = "",
+        clock: ServerClock | None = None,
+    ) -> None:
+        """`server_name`: what the certificate must name, the URL's host if empty. `clock` learns the server's time."""
         self._url = url
         self._recorder = recorder
-        # No proxy, no .netrc from the environment: they would put bytes into requests that nobody approved.
+        self._proxy = proxy
+        self._clock = clock or ServerClock()
+        # Nothing from the environment, no .netrc: they would put bytes into requests that nobody approved.
         self._client = httpx.Client(
             base_url=url + API_PREFIX,
-            verify=_tls(root_pem),
+            verify=_tls(root_pem, server_name),
             timeout=TIMEOUT_SECONDS,
             trust_env=False,
+            proxy=_for_httpx(proxy),
             headers={"user-agent": f"dure-agent/{version('dure')}", "accept": "application/json"},
         )
         for name in ("accept-encoding", "connection"):  # nothing goes out that serves no purpose
@@ -79,17 +99,19 @@ class EnrolmentApi:
         sent = wire_bytes(request)
         entry = Entry(RecordKind.ENROLMENT, len(sent), hashlib.sha256(sent).digest())
         self._recorder.record(entry)
+        asked_at = self._clock.start()
         try:
             response = self._client.send(request, stream=True)
             try:
                 content = self._bounded(response)
             finally:
                 response.close()
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             self._recorder.record(Entry(RecordKind.NOT_SENT, entry.size_bytes, entry.sha256))
             raise self._unreachable(error) from error
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        self._hear_time(response, asked_at)
         if not response.is_success:
             raise self._refused(response.status_code, content)
         try:
@@ -98,6 +120,12 @@ class EnrolmentApi:
             raise EnrolmentError(
                 f"{self._url} did not answer like a Dure server of this version: check the address, then the versions"
             ) from error
+
+    def _hear_time(self, response: httpx.Response, asked_at: float) -> None:
+        """Take the server's time from the Date header: whole seconds, rounded down."""
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            told = parsedate_to_datetime(response.headers.get("date", ""))
+            self._clock.hear(told.timestamp() + 0.5, asked_at)
 
     def _bounded(self, response: httpx.Response) -> bytes:
         content = bytearray()
@@ -111,12 +139,17 @@ class EnrolmentApi:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return ServerUnreachableError(
                 f"{self._url} shows a certificate that the consortium's root did not sign for this address, or one "
-                "that has expired. Nothing secret was sent. Ask the operator which addresses the server's certificate "
-                "names; if this one is among them, somebody is in between"
+                f"that is not valid by this machine's clock ({self._clock.local_utc():%Y-%m-%d %H:%M} UTC). Nothing "
+                "secret was sent. Set the clock if it is wrong. Ask the operator which addresses the server's "
+                "certificate names; if this one is among them, somebody is in between"
             )
+        if self._proxy is not None and isinstance(error, httpx.ProxyError):
+            status = re.match(r"\d{3}", str(error))
+            return ServerUnreachableError(self._proxy.refusal(int(status[0]) if status else 502))
+        by_proxy = f" through the proxy {self._proxy}" if self._proxy else ""
         return ServerUnreachableError(
-            f"{self._url} cannot be reached ({str(error) or type(error).__name__}): check that this machine may open "
-            "connections to that address and port, and that the operator's server runs"
+            f"{self._url} cannot be reached{by_proxy} ({str(error) or type(error).__name__}): check that this machine "
+            "may open connections to that address and port, and that the operator's server runs"
         )
 
     @staticmethod
@@ -145,8 +178,20 @@ def wire_bytes(request: httpx.Request) -> bytes:
     return line + headers + b"\r\n" + request.content
 
 
-def _tls(root_pem: bytes | None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+class _NamedContext(ssl.SSLContext):
+    """Checks for one name, if it is given, whatever address the connection goes to."""
+
+    name = ""
+
+    def wrap_socket(self, *arguments: Any, **keywords: Any) -> ssl.SSLSocket:
+        """As the base class does, with the name put in."""
+        named = {"server_hostname": self.name} if self.name else {}
+        return super().wrap_socket(*arguments, **(keywords | named))
+
+
+def _tls(root_pem: bytes | None, server_name: str) -> ssl.SSLContext:
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.name = server_name
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if root_pem is None:
         context.check_hostname = False
@@ -154,3 +199,9 @@ def _tls(root_pem: bytes | None) -> ssl.SSLContext:
     else:
         context.load_verify_locations(cadata=root_pem.decode("ascii"))
     return context
+
+
+def _for_httpx(proxy: Proxy | None) -> httpx.Proxy | None:
+    if proxy is None:
+        return None
+    return httpx.Proxy(proxy.url, auth=(proxy.user, proxy.password) if proxy.user else None)

@@ -5,17 +5,21 @@ was told over another way. A run that was cut off at any point is simply run aga
 server gives the same keys the same answer. Errors: `enrolment.api`, HomeError, InvitationError.
 """
 
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from dure_client.enrolment.api import EnrolmentApi, EnrolmentError, FingerprintError
 from dure_client.home import AgentConfig, AgentHome, HomeError, keep_or_make_private, write_file
 from dure_client.ledger import Ledger
 from dure_client.link.client import EgressRecorder
+from dure_client.link.clock import ServerClock
+from dure_client.link.proxy import proxy_for
 from dure_protocols.certificates import (
     CertificateFacts,
     certificate_der,
@@ -48,6 +52,24 @@ class Joined:
     config: AgentConfig
     identity_fingerprint: str
     certificate: CertificateFacts
+    clock_ahead_seconds: float | None
+    """By how much this machine's clock is ahead of the server's; None if the server did not tell its time."""
+
+
+@dataclass(frozen=True)
+class ByProxy:
+    """The proxy that the firm's people named for joining; it is kept in agent.toml. See `link.proxy`."""
+
+    proxy: str | None = None
+    proxy_credentials_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """How the firm stands, and by how much this machine's clock is ahead of the server's (None: not told)."""
+
+    answer: StateAnswer
+    clock_ahead_seconds: float | None
 
 
 def join(
@@ -58,6 +80,8 @@ def join(
     clock: Clock = system_clock,
     random_bytes: RandomBytes = secrets.token_bytes,
     recorder: EgressRecorder | None = None,
+    by_proxy: ByProxy = ByProxy(),
+    environment: Mapping[str, str] = os.environ,
 ) -> Joined:
     """Join the consortium that an invitation names. `recorder`: the firm's ledger unless a test gives another.
 
@@ -65,7 +89,8 @@ def join(
     (2) The keys are made in the home, unless they are there.
     (3) The server's root is fetched over a connection that is not trusted yet; it must have the same fingerprint.
     (4) Over TLS that trusts this root only, the request to join is sent; it is the first message with a secret.
-    (5) The certificate in the answer is signed by the root, for the own key, on the firm's name, valid now.
+    (5) The certificate in the answer is signed by the root, for the own key, on the firm's name, and valid now: by the
+        server's time, for it is the server who will look at it.
     (6) It is kept; agent.toml comes last, so a home that has one is complete.
     """
     # (1)
@@ -73,7 +98,8 @@ def join(
         raise FingerprintError(_differs("the invitation names", invitation.root_fingerprint, told_fingerprint))
     if clock() >= invitation.expires_at:
         raise EnrolmentError(
-            f"this invitation expired at {invitation.expires_at:%Y-%m-%d %H:%M} UTC; ask the operator for a new one"
+            f"this invitation expired at {invitation.expires_at:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
+            f"{clock():%Y-%m-%d %H:%M} UTC; set the clock if it is wrong, else ask the operator for a new one"
         )
     _check_home_is_free(home, invitation)
     with ExitStack() as stack:
@@ -84,8 +110,11 @@ def join(
         )
         tls_key = key_from_pem(keep_or_make_private(home.tls_key_file, key_to_pem(new_tls_key())))
         recorder = recorder or stack.enter_context(Ledger(home.ledger_file, identity, clock))
+        proxy = proxy_for(invitation.server_host, by_proxy, environment)
+        server_clock = ServerClock(lambda: clock().timestamp())
         # (3)
-        root_pem = _fetch_root(invitation, told_fingerprint, recorder)
+        with EnrolmentApi(invitation.enrolment_url, recorder, None, proxy=proxy, clock=server_clock) as api:
+            root_pem = _fetch_root(api, invitation, told_fingerprint)
         # (4)
         request_pem = make_signing_request(tls_key).decode("ascii")
         proof = sign_request(identity, invitation.invitation_id, invitation.firm, request_pem)
@@ -98,11 +127,11 @@ def join(
             proof=proof.hex(),
             agent_version=version("dure"),
         )
-        api = stack.enter_context(EnrolmentApi(invitation.enrolment_url, recorder, root_pem))
-        answer = api.post("/join", request, JoinAnswer)
+        with EnrolmentApi(invitation.enrolment_url, recorder, root_pem, proxy=proxy, clock=server_clock) as api:
+            answer = api.post("/join", request, JoinAnswer)
         # (5)
         certificate = answer.certificate.encode()
-        check_issued(certificate, root_pem, invitation.firm, tls_key.public_key(), clock())
+        check_issued(certificate, root_pem, invitation.firm, tls_key.public_key(), server_clock.now_utc())
     # (6)
     write_file(home.root_file, root_pem)
     write_file(home.tls_certificate_file, certificate)
@@ -113,18 +142,41 @@ def join(
         enrolment_port=invitation.enrolment_port,
         link_port=answer.link_port,
         root_fingerprint=invitation.root_fingerprint,
+        metrics_port=home.config().metrics_port if home.config_file.exists() else None,
+        proxy=by_proxy.proxy,
+        proxy_credentials_file=by_proxy.proxy_credentials_file,
     )
     home.write_config(config)
-    return Joined(config, identity.fingerprint, read_certificate(certificate))
+    return Joined(config, identity.fingerprint, read_certificate(certificate), server_clock.ahead_seconds)
 
 
-def ask_state(home: AgentHome, *, clock: Clock = system_clock, recorder: EgressRecorder | None = None) -> StateAnswer:
-    """Ask the server how this firm stands. Raises an EnrolmentError, HomeError, or LedgerError while the agent runs."""
+def ask_state(
+    home: AgentHome,
+    *,
+    clock: Clock = system_clock,
+    recorder: EgressRecorder | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> State:
+    """Ask the server how this firm stands.
+
+    Raises an EnrolmentError, HomeError, ProxyError, or LedgerError while the agent runs.
+    """
     config = home.config()
+    route, server_clock = config.route(environment), ServerClock(lambda: clock().timestamp())
     with ExitStack() as stack:
         recorder = recorder or stack.enter_context(Ledger(home.ledger_file, home.identity(), clock))
-        api = stack.enter_context(EnrolmentApi(config.enrolment_url, recorder, home.root_file.read_bytes()))
-        return api.get(f"/certificates/{home.certificate().fingerprint}", StateAnswer)
+        api = stack.enter_context(
+            EnrolmentApi(
+                config.enrolment_url,
+                recorder,
+                home.root_file.read_bytes(),
+                proxy=route.proxy,
+                server_name=route.server_name,
+                clock=server_clock,
+            )
+        )
+        answer = api.get(f"/certificates/{home.certificate().fingerprint}", StateAnswer)
+        return State(answer, server_clock.ahead_seconds)
 
 
 def renewal_is_due(home: AgentHome, now: datetime) -> bool:
@@ -170,9 +222,8 @@ def _check_home_is_free(home: AgentHome, invitation: Invitation) -> None:
         )
 
 
-def _fetch_root(invitation: Invitation, told_fingerprint: str, recorder: EgressRecorder) -> bytes:
-    with EnrolmentApi(invitation.enrolment_url, recorder, root_pem=None) as api:
-        pem = api.get("/root", RootAnswer).certificate.encode()
+def _fetch_root(api: EnrolmentApi, invitation: Invitation, told_fingerprint: str) -> bytes:
+    pem = api.get("/root", RootAnswer).certificate.encode()
     try:
         shown = fingerprint(certificate_der(pem))
     except IdentityError as error:

@@ -4,15 +4,14 @@ A decision is for one job file, byte for byte: it names the digest, and says not
 that goes by the same name.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.folder import stored_progress
 from dure_protocols.errors import DureError
 from dure_protocols.job import JobFile, JobFileError
 
@@ -102,17 +101,11 @@ def known_job(home: AgentHome, name: str) -> KnownJob:
         job = JobFile.from_bytes((folder / JOB_FILE).read_bytes())
     except JobFileError as error:
         raise ApprovalError(f"the stored job file of {name!r} is damaged: {error}; ask the operator for it") from error
-    return KnownJob(job, decision_on(home, job), _next_round(folder), (folder / "final.f32").exists())
+    progress = stored_progress(folder)
+    next_round = None if progress is None else progress.round
+    return KnownJob(job, decision_on(home, job), next_round, (folder / "final.f32").exists())
 
 
 def known_jobs(home: AgentHome) -> list[KnownJob]:
     """All jobs proposed to this firm, by id."""
     return [known_job(home, name) for name in home.job_names() if (home.job_folder(name) / JOB_FILE).exists()]
-
-
-def _next_round(folder: Path) -> int | None:
-    try:
-        progress = json.loads((folder / "progress.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return progress["round"] if isinstance(progress, dict) and isinstance(progress.get("round"), int) else None

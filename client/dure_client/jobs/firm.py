@@ -1,6 +1,6 @@
 """What a firm does with the coordinator's requests: decode, decide, let the job answer, refuse with a code.
 
-    link ─► agent.Agent ─► flower.FlowerApp ─► Flower ClientApp ─► Firm.answer ─► job_side.JobSide ─► trainer process
+    link ─► agent.Agent ─► flower.FlowerApp ─► Flower ClientApp ─► Firm.answer ─► jobs.side.JobSide ─► trainer process
 
 `Firm` knows neither link nor Flower: the same object answers in production, on a stock SuperNode and in tests. All it
 needs lies in the agent's home, so it can be rebuilt at any moment. `run_agent` is what `dure-agent run` calls.
@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 from dure_client.absence import absence, local_now
 from dure_client.home import AgentHome
-from dure_client.jobs.approvals import ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
+from dure_client.jobs.approvals import APPROVAL_FILE, ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
@@ -31,6 +32,7 @@ from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
+from dure_protocols.logs import from_now_on
 from dure_protocols.messages import (
     Approval,
     Finished,
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 IDLE_SECONDS = 600.0
 """How long a job's trainer may wait for the next request: longer than a round's waits, shorter than a night."""
+_Stamp = tuple[int, int, int] | None
 
 
 def utc_now() -> datetime:
@@ -68,15 +71,19 @@ class Firm:
         randomness: Randomness = os.urandom,
         num_threads: int = 1,
         trainer_module: str = TRAINER_MODULE,
+        trainer_json_log: bool = False,
+        trained: Callable[[str, float], None] = lambda _, __: None,
         clock: Clock = local_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
 
-        `trainer_module`: the process that trains; another than the product's is for benchmarks. `clock`: the firm's
-        local time with its zone, by which maintenance windows open; `monotonic`: seconds, for idle trainers.
+        `trainer_module`: the process that trains; another than the product's is for benchmarks. `trained` is told each
+        call of a trainer and its seconds. `clock`: the firm's local time with its zone, by which maintenance windows
+        open; `monotonic`: seconds, for idle trainers.
         """
         self._clock, self._monotonic = clock, monotonic
+        self._trainer_json_log, self._trained = trainer_json_log, trained
         self._trainer_module = trainer_module
         self._home = home
         self._name = home.config().firm
@@ -178,7 +185,7 @@ class Firm:
     def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
         opened = self._open(request.job_digest)
         # A firm that rejects a running job, or tightens its policy, does so from the next request on.
-        policy = self._check(opened.job)
+        policy = self._policy_on(opened)
         opened.side.use_limits(_limits(policy))
         if isinstance(request, Invitation):
             away = absence(self._home, policy.maintenance, self._name, opened.job.id, self._clock())
@@ -193,6 +200,14 @@ class Firm:
         if isinstance(reaction.message, Finished) and opened.result is None:
             opened.result = self._aside.submit(self._write_result, opened)
         return reaction
+
+    def _policy_on(self, opened: "_OpenJob") -> Policy:
+        """The policy in force, once the job is checked against it; checked anew when the policy or the firm's word on
+        the job has changed. What is installed is looked at when the job is opened: that is what its trainer loads."""
+        stamps = _stamp(self._home.policy_file), _stamp(self._home.job_folder(opened.job.id) / APPROVAL_FILE)
+        if opened.checked is None or opened.checked[0] != stamps:
+            opened.checked = stamps, self._check(opened.job)
+        return opened.checked[1]
 
     def _open(self, digest: bytes) -> "_OpenJob":
         if digest not in self._jobs:
@@ -226,11 +241,19 @@ class Firm:
             scratch=folder.path.resolve() / "scratch",
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
+            json_log=self._trainer_json_log,
         )
-        return TrainerClient(TrainingSpec.of(job), places, num_threads=self._num_threads, module=self._trainer_module)
+        return TrainerClient(
+            TrainingSpec.of(job),
+            places,
+            num_threads=self._num_threads,
+            module=self._trainer_module,
+            called=self._trained,
+        )
 
     def _write_result(self, opened: "_OpenJob") -> None:
         """Train the firm's own model for comparison and keep both reports, at the firm."""
+        from_now_on(job=opened.job.id)
         try:
             result = opened.side.conclude(lambda: compare(opened))
             result.write(opened.folder.result_file)
@@ -252,6 +275,17 @@ class _OpenJob:
         self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
         self.used_at = used_at
         self.result: Future[None] | None = None
+        self.checked: tuple[tuple[_Stamp, _Stamp], Policy] | None = None
+        """The policy that the job was last found to be within, and the stamps of the files that said so."""
+
+
+def _stamp(file: Path) -> _Stamp:
+    """Differs when a file was written or replaced; None where there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _limits(policy: Policy) -> FirmLimits:

@@ -14,12 +14,13 @@ progress.json, and one that does not match after a power cut is computed again f
 a power cut took is gone: the firm begins with zeros.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from dure_client.home import write_file
 from dure_protocols.errors import MessageError
@@ -29,6 +30,34 @@ from dure_protocols.server_step import Moments
 
 Place = tuple[int, int, int]
 """Epoch, round and attempt."""
+
+PROGRESS_FILE = "progress.json"
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=1 << 64)]
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StoredBest(_Stored):
+    """Which file holds the best model so far."""
+
+    digest: Digest
+    round: Count
+    value: float
+
+
+class Progress(_Stored):
+    """progress.json."""
+
+    round: Count
+    digest: Digest
+    normalisation: tuple[float, ...] | None
+    best: StoredBest | None
+    clip: float
+    moments: tuple[Digest, ...] = ()  # a file from before there were moments has none
+    residual: tuple[Count, Count, Count] | None
 
 
 class JobFolder:
@@ -78,8 +107,14 @@ class JobFolder:
         return file.read_bytes() if file.exists() else None
 
     def save_residual(self, place: Place, residual: NDArray[np.float32]) -> None:
-        """Keep what an attempt lost. It counts only once a published sum holds that attempt's vector."""
+        """Keep what an attempt lost. It counts only once a published sum holds that attempt's vector.
+
+        Of earlier attempts of the round two stay: in threshold mode the others may still open them.
+        """
         self.save_array(_residual_name(place), residual)
+        tried = sorted(p for p in map(_place_in, self.path.glob("residual-*.f32")) if p[:2] == place[:2])
+        for old in tried[:-3]:
+            (self.path / _residual_name(old)).unlink()
 
     def load_residual(self, place: Place | None, size: int) -> NDArray[np.float32]:
         """What was lost in an attempt, (size,) float32, to be changed at will; zeros if there is none."""
@@ -90,7 +125,7 @@ class JobFolder:
     def drop_residuals(self, before_round: int, keep: Place | None) -> None:
         """Delete the residuals of earlier rounds but one."""
         for file in self.path.glob("residual-*.f32"):
-            place = tuple(map(int, file.stem.split("-")[1:]))
+            place = _place_in(file)
             if place != keep and place[1] < before_round:
                 file.unlink()
 
@@ -103,23 +138,19 @@ class JobFolder:
         best = None
         if state.best is not None:
             names.add(self._save_model(state.best.model, state.best.digest))
-            best = {"digest": state.best.digest.hex(), "round": state.best.round, "value": state.best.value}
-        moments = [digest.hex() for digest in state.moments.digests]
-        names |= {
-            self._save_model(vector, digest)
-            for vector, digest in zip(state.moments.vectors, state.moments.digests, strict=True)
-        }
-        normalisation = None if state.normalisation is None else state.normalisation.tolist()
-        progress = {
-            "round": state.round,
-            "digest": state.digest.hex(),
-            "normalisation": normalisation,
-            "best": best,
-            "clip": state.clip,
-            "moments": moments,
-            "residual": residual,
-        }
-        write_file(self.path / "progress.json", json.dumps(progress).encode(), mode=0o600)
+            best = StoredBest(digest=state.best.digest.hex(), round=state.best.round, value=state.best.value)
+        moments = tuple(zip(state.moments.vectors, state.moments.digests, strict=True))
+        names |= {self._save_model(vector, digest) for vector, digest in moments}
+        progress = Progress(
+            round=state.round,
+            digest=state.digest.hex(),
+            normalisation=None if state.normalisation is None else tuple(state.normalisation.tolist()),
+            best=best,
+            clip=state.clip,
+            moments=tuple(digest.hex() for _, digest in moments),
+            residual=residual,
+        )
+        write_file(self.path / PROGRESS_FILE, progress.model_dump_json().encode(), mode=0o600)
         for file in self.path.glob("model-*.f32"):
             if file.name not in names:
                 file.unlink()
@@ -130,24 +161,17 @@ class JobFolder:
 
         Returns the attempt whose residual counts, None if there is none.
         """
-        file = self.path / "progress.json"
-        if not file.exists():
+        stored = stored_progress(self.path)
+        if stored is None:
             return None
+        normalisation = None if stored.normalisation is None else np.array(stored.normalisation, np.float64)
         try:
-            progress = json.loads(file.read_bytes())
-            model = self._load_model(progress["digest"])
-            best = progress["best"]
-            kept = None if best is None else self._load_best(best["digest"], best["round"], best["value"])
-            stored = progress["normalisation"]
-            normalisation = None if stored is None else np.array(stored, np.float64)
-            residual = progress["residual"]
-            place = None if residual is None else _place_of(residual)
-            # A file from before there were moments has none.
-            moments = Moments(tuple(self._load_model(digest) for digest in progress.get("moments", [])))
-            state.resume(progress["round"], model, normalisation, kept, progress["clip"], moments)
-        except (KeyError, TypeError, ValueError, OSError, MessageError):
+            best = None if stored.best is None else self._load_best(stored.best)
+            moments = Moments(tuple(self._load_model(digest) for digest in stored.moments))
+            state.resume(stored.round, self._load_model(stored.digest), normalisation, best, stored.clip, moments)
+        except (OSError, MessageError):
             return None
-        return place
+        return stored.residual
 
     def save_array(self, name: str, array: NDArray[np.float32]) -> None:
         """Write a float32 array to a file of the folder, whole or not at all."""
@@ -161,8 +185,8 @@ class JobFolder:
             self.save_array(name, model)
         return name
 
-    def _load_best(self, digest: str, round_: int, value: float) -> Best:
-        return Best(self._load_model(digest), bytes.fromhex(digest), round_, value)
+    def _load_best(self, best: StoredBest) -> Best:
+        return Best(self._load_model(best.digest), bytes.fromhex(best.digest), best.round, best.value)
 
     def _load_model(self, digest: str) -> NDArray[np.float32]:
         model = np.fromfile(self.path / f"model-{digest[:32]}.f32", "<f4")
@@ -175,6 +199,14 @@ def _residual_name(place: Place) -> str:
     return f"residual-{'-'.join(map(str, place))}.f32"
 
 
-def _place_of(numbers: list[int]) -> Place:
-    epoch, round_, attempt = numbers
+def _place_in(file: Path) -> Place:
+    epoch, round_, attempt = map(int, file.stem.split("-")[1:])
     return epoch, round_, attempt
+
+
+def stored_progress(folder: Path) -> Progress | None:
+    """Where a job stands, as its folder says; None if it does not say, or the file is damaged."""
+    try:
+        return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

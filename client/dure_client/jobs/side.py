@@ -40,8 +40,9 @@ from dure_protocols.messages import (
     Roster,
     VoteRequest,
 )
-from dure_protocols.secagg.codec import Contribution, add_contribution
+from dure_protocols.secagg.codec import Contribution, OutOfRangeError, add_contribution
 from dure_protocols.secagg.firm import FirmSession
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag
 from dure_protocols.secagg.terms import Randomness, Terms, numbers
 
 T = TypeVar("T")
@@ -214,9 +215,12 @@ class JobSide:
             contribution = self._contribution_of(request.round, residual)
             vector = masks.result()
         rounding, clip = self._rounding(request.round), self.state.clip
-        add_contribution(
-            vector, layout, contribution, clip=clip, rounding=rounding, tag_key=keys.tag, residual=residual
-        )
+        tag = OwnTag(keys.tag, self._firm, self._randomness(BLINDING_BYTES))
+        try:
+            add_contribution(vector, layout, contribution, clip=clip, rounding=rounding, tag=tag, residual=residual)
+        except OutOfRangeError:
+            self._residual = None  # it may be what is too large, and must not stand in the way of every later round
+            raise
         if residual is not None:
             self._folder.save_residual((request.epoch, request.round, request.attempt), residual)
         receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
@@ -238,8 +242,8 @@ class JobSide:
 
     def _release(self, request: ReleaseRequest, _: Given) -> Reaction:
         reply = self._session.release(request)
+        self._store_session()  # first: a session that stands before a release that is noted would refuse to repeat it
         self._released.save()
-        self._store_session()
         return Reaction(reply)
 
     def _finish(self, request: Finish, given: Given) -> Reaction:
@@ -280,6 +284,12 @@ class JobSide:
             raise RefusedError(RefusalCode.MALFORMED, "the snapshot is not what was announced")
         if request.round <= self.state.round:
             return
+        if self._session.awaits_sum(self.state.round):
+            raise RefusedError(
+                RefusalCode.GLOBAL_MODEL,
+                f"this firm uploaded in round {self.state.round} and must learn over whom it was summed: it takes the"
+                " sum itself, no snapshot",
+            )
         offered = self.state.standing_at(words.view(np.uint64))
         self._session.check_witnesses(request, offered.hash)
         self._residual = None  # whether it entered the sums that it missed, it cannot know

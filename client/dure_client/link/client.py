@@ -1,15 +1,10 @@
 """The agent's one connection to the outside: gRPC with mutual TLS, opened by the agent, to one address.
 
-    LinkError              the link cannot be used; the text says what to do
-    ├── LinkRefusedError   the link refused this request for good: asking again would not help
-    ├── NotAdmittedError   the consortium does not admit this firm (any more)
-    └── LinkTimeoutError   the link was not reached in the time there was
-
 Everything that leaves goes through here, and is recorded by an `EgressRecorder` *before* it leaves: every request, and
 every byte of every blob. There is no custom metadata, so what is not in a request's bytes does not leave at all; gRPC
 itself adds the method's name and its own version.
 
-Every call may be repeated. Uploads and downloads go on where they were cut.
+Every call may be repeated. Uploads and downloads go on where they were cut. Errors: `link.errors`.
 """
 
 import hashlib
@@ -25,11 +20,25 @@ from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 import grpc
 
+from dure_client.link.backoff import Backoff
+from dure_client.link.channel import SERVICE, Route, open_channel, why_not_there
+from dure_client.link.clock import ServerClock, clock_sentence
+from dure_client.link.errors import (
+    CutOffError,
+    LinkRefusedError,
+    LinkTimeoutError,
+    MismatchError,
+    NotAdmittedError,
+    VersionRefusedError,
+    judge,
+    proxy_status,
+    reason,
+)
 from dure_client.link.transfer import UploadRequests, write_all
-from dure_protocols.errors import DureError, MessageError
+from dure_client.link.watch import LinkWatch, Unwatched
+from dure_protocols.errors import MessageError
 from dure_protocols.frames import (
     CHUNK_BYTES,
-    MAX_ENVELOPE_BYTES,
     Announce,
     ArrayRef,
     Envelope,
@@ -37,66 +46,20 @@ from dure_protocols.frames import (
     Place,
     Stored,
     Subscribe,
+    Welcome,
 )
 from dure_protocols.ledger import Entry, RecordKind
+from dure_protocols.versions import SPOKEN, ProtocolRange
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SERVICE: Final = "dure.link.Firm"
 CALL_TIMEOUT_SECONDS: Final = 30.0
-FIRST_PAUSE_SECONDS: Final = 0.1
-LONGEST_PAUSE_SECONDS: Final = 5.0
-
-OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_ENVELOPE_BYTES + 1024),
-    ("grpc.max_send_message_length", MAX_ENVELOPE_BYTES + 1024),
-    ("grpc.keepalive_time_ms", 20_000),  # keeps firewalls from forgetting the connection, notices a dead one
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 10_000),  # the time that TCP and TLS may take, whatever the name says
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),  # two agents in one process must not share a connection
-    ("grpc.enable_retries", 0),  # a retry hidden in gRPC would leave unrecorded
-)
-
-_PASSING: Final = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.DATA_LOSS,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-_NOT_ADMITTED: Final = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
-
-
+CONNECT_SECONDS: Final = 10.0
+PROXY_PAUSE_SECONDS: Final = 30.0  # after a proxy's refusal: too many wrong passwords lock an account
+STEADY_SECONDS: Final = 5.0  # a stream that lasted so long was a good one
 NOWHERE: Final = Place("")
-
-
-class LinkError(DureError):
-    """The link cannot be used."""
-
-
-class LinkRefusedError(LinkError):
-    """The link refused a request for good. `status` is its gRPC status."""
-
-    def __init__(self, status: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class NotAdmittedError(LinkError):
-    """The consortium does not admit this firm (any more)."""
-
-
-class LinkTimeoutError(LinkError):
-    """The link was not reached in the time there was."""
 
 
 class EgressRecorder(Protocol):
@@ -118,54 +81,77 @@ class LinkClient:
 
     def __init__(
         self,
-        address: str,
+        route: Route | str,
         credentials_folder: Path,
         recorder: EgressRecorder,
         *,
+        protocols: ProtocolRange = SPOKEN,
+        clock: ServerClock | None = None,
         chance: random.Random | None = None,
+        on_welcome: Callable[[Welcome], None] | None = None,
+        watch: LinkWatch | None = None,
     ) -> None:
-        """`address` is "host:port"; the folder holds tls.key, tls.pem and root.pem (the only root that is trusted)."""
-        self._address = address
+        """`route`: or just "host:port"; the folder holds tls.key, tls.pem and root.pem (the only root that is trusted).
+
+        `clock` learns the server's time whenever the link tells it; `on_welcome` is called then, from `messages`.
+        """
+        self._watch = watch or Unwatched()
+        self._route = Route(route) if isinstance(route, str) else route
         self._folder = credentials_folder
         self._recorder = recorder
+        self._protocols = protocols
+        self.clock = clock or ServerClock()
         self._chance = chance or random.Random()  # noqa: S311  # spreads reconnections, hides nothing
+        self._on_welcome = on_welcome
         self._version = version("dure")
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._channel = self._connect()
+        self._hurry = threading.Event()  # ends a pause
+        self._last_reason = ""
+        self._channel = open_channel(self._route, self._folder)
 
     def close(self) -> None:
         """End every call that is open. `messages` ends, too."""
         self._closed.set()
+        self._hurry.set()
         self._channel.close()
 
     def reload(self) -> None:
         """Connect anew with the key and certificate that lie in the folder now. Open calls are repeated."""
-        with self._lock:
-            old, self._channel = self._channel, self._connect()
-        old.close()
+        self._replace(self._channel)
+
+    def move(self, route: Route) -> None:
+        """Connect anew by another route. Open calls are repeated there."""
+        self._route = route
+        self.reload()
+        self._hurry.set()
 
     def messages(self) -> Iterator[Envelope]:
         """Every message for this firm, over any number of connections; ends when the client is closed.
 
-        A message comes again until it is answered. Raises NotAdmittedError when the consortium shuts this firm out.
+        A message comes again until it is answered. Raises NotAdmittedError when the consortium shuts this firm out, and
+        VersionRefusedError when this version does not understand the server's.
         """
-        request = Subscribe(self._version).encode()
-        pause = FIRST_PAUSE_SECONDS
+        request = Subscribe(self._version, self._protocols)
+        data = request.encode()
+        backoff = Backoff(self._chance)
         while not self._closed.is_set():
-            self._record(RecordKind.SUBSCRIPTION, request)
+            channel, began, failure = self._channel, time.monotonic(), None
+            self._record(RecordKind.SUBSCRIPTION, data)
             try:
-                for data in self._call("unary_stream", "Subscribe", request):
-                    pause = FIRST_PAUSE_SECONDS
-                    yield Envelope.decode(data)
+                asked_at = self.clock.start()
+                call = self._call("unary_stream", "Subscribe", data)
+                for item in self._watched(call, asked_at if request.expects_welcome else None):
+                    yield Envelope.decode(item)
             except MessageError as error:
                 logger.error("the link sent something that is no message: %s", error)  # noqa: TRY400
-            except (grpc.RpcError, _CutOffError) as error:
-                if not self._closed.is_set():
-                    _judge(error, self._address)
-            pause = self._wait(pause)
-            while not self._closed.is_set() and not self._is_ready(LONGEST_PAUSE_SECONDS):
-                pass
+            except (grpc.RpcError, CutOffError) as error:
+                failure = error
+            if failure is not None and not self._closed.is_set():
+                self._judge_subscription(failure, channel)
+            if time.monotonic() - began > STEADY_SECONDS:
+                backoff.reset()
+            self._reach(channel, backoff, failure)
 
     def reply(self, reply: Envelope, kind: RecordKind, patience_seconds: float) -> None:
         """Send a reply whose blobs are uploaded. Returns when the link has it on disk.
@@ -218,7 +204,7 @@ class LinkClient:
             nonlocal num_mismatches
             try:
                 self._fetch_blob(ref, target, patience_seconds)
-            except _MismatchError as error:
+            except MismatchError as error:
                 num_mismatches += 1
                 if num_mismatches > 1:
                     raise LinkRefusedError(grpc.StatusCode.DATA_LOSS, str(error)) from error
@@ -235,6 +221,23 @@ class LinkClient:
             return self._ask("Renew", csr_pem)
 
         return self._insist(ask, patience_seconds)
+
+    def _watched(self, call: Any, asked_at: float | None) -> Iterator[bytes]:
+        """A subscription's messages, once the link has let this firm in: its welcome says so.
+
+        asked_at: when it was asked, by the clock. None: this subscription gets no welcome, but the link's metadata.
+        """
+        try:
+            if asked_at is None:
+                call.initial_metadata()
+            else:
+                self._welcomed(next(call, b""), asked_at)
+            self._watch.connected(call.is_active())
+            for data in call:
+                self._watch.received("message", len(data))
+                yield data
+        finally:
+            self._watch.connected(False)
 
     def _send_blob(self, path: Path, ref: ArrayRef, reply: Envelope, timeout_seconds: float) -> None:
         """One attempt: announce, hear how much the link has, send the rest, hear that it is whole."""
@@ -258,7 +261,7 @@ class LinkClient:
             if stopped_at is not None and stopped_at < ref.size_bytes:
                 note(RecordKind.NOT_SENT, size_bytes=ref.size_bytes - stopped_at, offset_bytes=stopped_at)
         if not is_whole:
-            raise _CutOffError("the link ended an upload without saying that it is whole")
+            raise CutOffError("the link ended an upload without saying that it is whole")
 
     def _fetch_blob(self, ref: ArrayRef, target: Path, timeout_seconds: float) -> None:
         """One attempt: hash what is here, ask for the rest, check the whole, give it its name."""
@@ -275,27 +278,17 @@ class LinkClient:
             for chunk in call:
                 running.update(chunk)
                 size_bytes += len(chunk)
+                self._watch.received("blob", len(chunk))
                 if size_bytes > ref.size_bytes:
                     call.cancel()
                     break
                 write_all(file, chunk)
         if size_bytes < ref.size_bytes:
-            raise _CutOffError(f"{size_bytes} of {ref.size_bytes} bytes came")
+            raise CutOffError(f"{size_bytes} of {ref.size_bytes} bytes came")
         if running.hexdigest() != ref.sha256:
             part.unlink()
-            raise _MismatchError(f"what the link sent does not match blob {ref.sha256[:16]}…")
+            raise MismatchError(f"what the link sent does not match blob {ref.sha256[:16]}…")
         part.rename(target)
-
-    def _connect(self) -> grpc.Channel:
-        try:
-            credentials = grpc.ssl_channel_credentials(
-                root_certificates=(self._folder / "root.pem").read_bytes(),
-                private_key=(self._folder / "tls.key").read_bytes(),
-                certificate_chain=(self._folder / "tls.pem").read_bytes(),
-            )
-        except OSError as error:
-            raise LinkError(f"{error.filename} cannot be read: run `dure-agent join` first") from error
-        return grpc.secure_channel(self._address, credentials, OPTIONS)
 
     def _call(self, form: str, name: str, request: object, timeout: float | None = None) -> Any:
         with self._lock:
@@ -303,7 +296,7 @@ class LinkClient:
         try:
             return method(request, timeout=timeout)
         except ValueError as error:  # grpc's way to say that `reload` closed this channel meanwhile
-            raise _CutOffError("the connection was renewed") from error
+            raise CutOffError("the connection was renewed") from error
 
     def _ask(self, name: str, request: bytes) -> bytes:
         return bytes(self._call("unary_unary", name, request, CALL_TIMEOUT_SECONDS))
@@ -324,58 +317,98 @@ class LinkClient:
         job, number, attempt, _ = place
         self._recorder.record(Entry(kind, size_bytes, sha256, job, number, attempt, message_id, offset_bytes))
 
+    def _welcomed(self, data: bytes, asked_at: float) -> None:
+        """Take the link's first word on a stream: the protocol chosen, and the server's time."""
+        if not data:
+            raise CutOffError("the link ended a subscription before its first word")
+        welcome = Welcome.decode(data)
+        ahead = self.clock.hear(welcome.server_time, asked_at)
+        self._last_reason = ""
+        logger.info("connected to %s: Dure %s, protocol %d", self._route, welcome.server_version, welcome.protocol)
+        if sentence := clock_sentence(ahead):
+            logger.warning("%s", sentence)
+        if self._on_welcome is not None:
+            self._on_welcome(welcome)
+
     def _insist(self, attempt: Callable[[], T], patience_seconds: float) -> T:
         """Repeat a call until it succeeds, is refused for good, or time is up."""
-        deadline, pause = time.monotonic() + patience_seconds, FIRST_PAUSE_SECONDS
+        deadline, backoff = time.monotonic() + patience_seconds, Backoff(self._chance)
         while True:
+            channel = self._channel
             try:
                 return attempt()
-            except (grpc.RpcError, _CutOffError) as error:
-                _judge(error, self._address)
-                reason = error
-            pause = self._wait(pause)
-            # What is tried before the link is there again would be recorded and yet not leave.
-            if self._closed.is_set() or not self._is_ready(deadline - time.monotonic()):
+            except (grpc.RpcError, CutOffError) as error:
+                failure = error
+            self._judge(failure, channel)
+            if not self._reach(channel, backoff, failure, deadline):
+                why = self._last_reason or reason(failure, self._route.proxy, time.time())
                 raise LinkTimeoutError(
-                    f"the link at {self._address} did not take this within {patience_seconds:.0f} s: {_text(reason)}"
-                ) from reason
+                    f"the link at {self._route} did not take this within {patience_seconds:.0f} s: {why}"
+                ) from failure
 
-    def _is_ready(self, timeout_seconds: float) -> bool:
-        """Wait until the link can be spoken to. False: it still cannot."""
-        with self._lock:
-            ready = grpc.channel_ready_future(self._channel)
+    def _judge(self, error: Exception, channel: grpc.Channel) -> None:
+        """Return if trying again may help, else raise what the error means."""
         try:
-            ready.result(timeout=max(0.0, timeout_seconds))
-        except (grpc.FutureTimeoutError, grpc.FutureCancelledError):
-            return False
-        finally:
-            ready.cancel()
-        return timeout_seconds > 0
+            judge(error, self._route.address)
+        except NotAdmittedError:
+            if self._channel is channel:
+                raise
+            # It was the certificate before the one that the new channel has.
+        self._tell(error)
 
-    def _wait(self, pause: float) -> float:
-        """Sleep for about `pause`, less or more by chance so that a hundred agents do not come back at one moment."""
-        self._closed.wait(pause * self._chance.uniform(0.5, 1.5))
-        return min(2 * pause, LONGEST_PAUSE_SECONDS)
+    def _judge_subscription(self, error: Exception, channel: grpc.Channel) -> None:
+        try:
+            self._judge(error, channel)
+        except LinkRefusedError as refused:
+            if refused.status is grpc.StatusCode.FAILED_PRECONDITION and isinstance(error, grpc.RpcError):
+                raise VersionRefusedError(str(error.details())) from error
+            if refused.status is grpc.StatusCode.INVALID_ARGUMENT:
+                raise VersionRefusedError(
+                    f"the server at {self._route} is older than this agent (Dure {self._version}) and does not "
+                    "understand it: ask the operator to upgrade the server, or which version to install until then"
+                ) from error
+            raise
 
+    def _tell(self, error: Exception) -> None:
+        """Log why a call failed; the same reason once."""
+        why = reason(error, self._route.proxy, time.time())
+        if why != self._last_reason:
+            logger.warning("the link at %s cannot be used (%s); trying again", self._route, why)
+        self._last_reason = why
 
-class _CutOffError(Exception):
-    """A transfer did not come to its end; the next attempt goes on from there."""
+    def _reach(
+        self, channel: grpc.Channel, backoff: Backoff, failure: Exception | None, deadline: float = float("inf")
+    ) -> bool:
+        """Wait and connect, again and again, until the link can be spoken to. False: closed, or the time is over.
 
+        Every attempt is a fresh channel's, so it looks the address up anew, takes the certificate of this moment and
+        comes after our own pause, not after gRPC's. What is asked before the link is there would be recorded and yet
+        not leave: this asks nothing.
+        """
+        if isinstance(failure, grpc.RpcError) and failure.code() is grpc.StatusCode.UNAVAILABLE:
+            self._replace(channel)
+        while not self._closed.is_set():
+            pause = backoff.pause_seconds()
+            if failure is not None and proxy_status(failure) is not None:
+                pause += PROXY_PAUSE_SECONDS
+            left = deadline - time.monotonic()
+            if self._hurry.wait(min(pause, max(0.0, left))) and not self._closed.is_set():
+                self._hurry.clear()
+            if pause >= left:
+                return False
+            channel = self._channel
+            failure = why_not_there(channel, min(CONNECT_SECONDS, left - pause))
+            if failure is None:
+                return True
+            if self._channel is channel and not self._closed.is_set():
+                self._tell(failure)
+                self._replace(channel)
+        return False
 
-class _MismatchError(_CutOffError):
-    """A transfer came to its end and is not what it should be."""
-
-
-def _judge(error: Exception, address: str) -> None:
-    """Return if trying again may help, else raise what the error means."""
-    if isinstance(error, grpc.RpcError):
-        status = error.code()
-        if status in _NOT_ADMITTED:
-            raise NotAdmittedError(f"the link at {address} does not admit this firm: {error.details()}") from error
-        if status not in _PASSING:
-            raise LinkRefusedError(status, f"the link refused: {error.details()} ({status.name})") from error
-    logger.warning("the link at %s was cut (%s); trying again", address, _text(error))
-
-
-def _text(error: Exception) -> str:
-    return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.RpcError) else str(error)
+    def _replace(self, old: grpc.Channel) -> None:
+        """Take a new channel in an old one's place, unless somebody has done so already."""
+        with self._lock:
+            if self._channel is not old or self._closed.is_set():
+                return
+            self._channel = open_channel(self._route, self._folder)
+        old.close()

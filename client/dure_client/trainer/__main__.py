@@ -1,10 +1,11 @@
-"""The trainer process: `python -m dure_client.trainer --socket PATH --scratch DIR --data FILE [--threads N]`.
+"""The trainer process: `python -m dure_client.trainer --socket PATH --scratch DIR --data FILE [--threads N] [--json]`.
 
 Started by the agent (`process.start`) and by nobody else. Ends when its standard input closes, that is with the agent.
 """
 
 import argparse
 import faulthandler
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from dure_client.trainer.messages import TrainingSpec
 from dure_client.trainer.service import TrainerService, make_server
 from dure_client.trainer.session import TrainingSession, use_threads
+from dure_protocols.logs import formatter
 
 
 def main(make_session: Callable[[TrainingSpec, Path], TrainingSession] = TrainingSession) -> None:
@@ -23,7 +25,11 @@ def main(make_session: Callable[[TrainingSpec, Path], TrainingSession] = Trainin
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="log JSON lines")
     arguments = parser.parse_args()
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter("trainer", as_json=arguments.json))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.umask(0o077)  # the socket and every file made here are this user's alone
     use_threads(arguments.threads)
     server = make_server(TrainerService(arguments.scratch, arguments.data, make_session), arguments.socket)

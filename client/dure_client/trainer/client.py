@@ -4,7 +4,8 @@ The process starts with the first call and again after it died; then the job is 
 that meets a death raises `TrainerError(DIED)`, once: the round that was being trained decides what that means.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -74,8 +75,11 @@ class TrainerClient:
         deadlines: Deadlines | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = TRAINER_MODULE,
+        called: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
-        """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start."""
+        """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start;
+        `called` is told each call's method and seconds."""
+        self._called = called
         self._module = module
         self._is_shut = False
         self._spec = spec
@@ -185,10 +189,13 @@ class TrainerClient:
 
     def _call(self, method: Method, request: BaseModel, reply: type[Reply], timeout_seconds: float) -> Reply:
         call = self._connected().unary_unary(f"/{m.SERVICE}/{method.value}")
+        began = time.monotonic()
         try:
             answer_bytes = call(request.model_dump_json().encode(), timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise self._failed(error) from None  # its text is the peer's
+        finally:
+            self._called(method.value, time.monotonic() - began)
         try:
             answer = m.Answer.model_validate_json(answer_bytes)
             if answer.failure is None:
@@ -211,7 +218,7 @@ class TrainerClient:
                 environment=self._environment,
                 module=self._module,
             )
-            limits = [("grpc.max_receive_message_length", m.MAX_MESSAGE_BYTES), ("grpc.enable_http_proxy", 0)]
+            limits = [("grpc.max_receive_message_length", m.MAX_ANSWER_BYTES), ("grpc.enable_http_proxy", 0)]
             self._channel = grpc.insecure_channel(f"unix:{self._process.socket}", options=limits)
             self._wait_until_ready(self._channel)
         return self._channel

@@ -15,6 +15,7 @@ from dure_protocols.job import JobFile
 
 SERVICE = "dure.Trainer"
 MAX_MESSAGE_BYTES = 2 << 20  # a job's contract and options; arrays pass as files
+MAX_ANSWER_BYTES = 64 << 10  # counts and metrics
 
 
 class Method(StrEnum):
@@ -111,7 +112,9 @@ def _finite(value: float) -> float:
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}\.(f32|f64)$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Finite = Annotated[float, AfterValidator(_finite)]
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 1 << 53
+"""Counts are summed as doubles, which hold integers up to here exactly."""
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 MetricSums = Annotated[dict[MetricName, tuple[Finite, Finite]], Field(max_length=64)]
 """Additive metric name to (sum, weight)."""
 Scores = Annotated[dict[MetricName, Finite | None], Field(max_length=64)]
@@ -125,8 +128,8 @@ class TrainingSpec(_Frozen):
     model: str
     model_digest: str
     options: dict[str, JsonValue]
-    num_parameters: int
-    num_statistics: int
+    num_parameters: Count
+    num_statistics: Count
     contract: dict[str, JsonValue]
     settings: dict[str, JsonValue]
     seed: int
@@ -182,7 +185,7 @@ class TrainRequest(_Frozen):
     statistics: FileName
     statistics_count: Count
     target: FileName
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=MAX_COUNT)
     seed: Count
 
 

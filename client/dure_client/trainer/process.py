@@ -28,11 +28,15 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 
 @dataclass(frozen=True)
 class TrainerPlaces:
-    """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log."""
+    """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log.
+
+    json_log: whether the log is JSON lines.
+    """
 
     scratch: Path
     data: Path
     log: Path
+    json_log: bool = False
 
 
 @dataclass
@@ -90,6 +94,7 @@ def start(
     socket = private / "t.sock"
     command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
+    command += ["--json"] if places.json_log else []
     if places.log.exists() and places.log.stat().st_size > MAX_LOG_BYTES:
         places.log.replace(places.log.with_suffix(".log.1"))  # a trainer that runs keeps writing to the old one
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

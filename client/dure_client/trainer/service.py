@@ -4,10 +4,9 @@ gRPC would send the text of an exception that leaves a handler to the caller; so
 written to the process's standard error, which is the firm's own trainer log.
 """
 
+import logging
 import math
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,8 @@ from dure_client.trainer.session import SessionError, TrainingSession
 from dure_models.errors import ContractError, DataContractError, ModelOptionsError, UnknownModelError
 from dure_models.interface import Statistics
 from dure_protocols.errors import MisuseError
+
+logger = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=BaseModel)
 
@@ -72,8 +73,8 @@ class TrainerService:
             try:
                 result = self._methods[method](request)
                 return m.Answer(result=result.model_dump(mode="json")).model_dump_json().encode()
-            except BaseException as error:  # noqa: BLE001  # also a Rust panic of polars: no text may reach gRPC
-                traceback.print_exc(file=sys.stderr)
+            except BaseException as error:  # also a Rust panic of polars: no text may reach gRPC
+                logger.exception("%s failed", method.value)
                 return m.Answer(failure=_code_of(error)).model_dump_json().encode()
 
     def _open(self, request: bytes) -> m.Opened:

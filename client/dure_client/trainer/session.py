@@ -17,6 +17,7 @@ from dure_models import parameters as flat
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
+from dure_models.errors import ContractError
 from dure_models.interface import Examples, Metric, Model, Purpose, RoundMetric, Statistics
 from dure_models.split import validation_split
 from dure_models.training import (
@@ -162,8 +163,8 @@ def _bounded(metric: RoundMetric, value: tuple[float, float]) -> tuple[float, fl
 
 def _terms(spec: TrainingSpec) -> tuple[DataContract, TrainingSettings]:
     try:
-        return DataContract.model_validate(spec.contract), TrainingSettings.model_validate(spec.settings)
-    except ValidationError as error:
+        return DataContract.of(spec.contract), TrainingSettings.model_validate(spec.settings)
+    except (ContractError, ValidationError) as error:
         raise SessionError(
             TrainerCode.MODEL_OPTIONS, "the job's contract or training settings are not valid"
         ) from error

@@ -102,7 +102,7 @@ def run_rounds(
     for firm in consortium.agents:
         consortium.start_agent(firm, module=agent_module)
     options = {"parameters": num_parameters, "training_seconds": training_seconds}
-    job = consortium.propose(_draft(consortium.folder, options, num_rounds))
+    job = consortium.propose(draft_of(consortium.folder, options, num_rounds))
     consortium.approve_job(job)
     peaks = _wait(consortium, job)
     with consortium.store.reading() as at:
@@ -114,7 +114,8 @@ def run_rounds(
     return RoundsRun(job, tuple(done), peaks, max(sent))
 
 
-def _draft(folder: Path, options: Mapping[str, float], num_rounds: int) -> Path:
+def draft_of(folder: Path, options: Mapping[str, float], num_rounds: int) -> Path:
+    """Write the draft, and the contract, of a job without training."""
     columns = (Column(name="target", type=ColumnType.FLOAT, role=Role.TARGET, range=(0, 1)),)
     (folder / "contract.toml").write_text(DataContract(name="none", title="No data", columns=columns).to_toml())
     values = {

@@ -13,6 +13,7 @@ al. 2014; Karimireddy et al. 2019): the losses of all rounds then add up to the 
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
@@ -70,13 +71,13 @@ def add_contribution(
     *,
     clip: float,
     rounding: int,
-    tag_key: bytes,
+    tag: tags.OwnTag,
     residual: NDArray[np.float32] | None = None,
 ) -> None:
     """Add a firm's contribution and its tag to `words`, in place, modulo 2^64 and block by block.
 
     words: (layout.words,) uint64, holding the masks or zeros; clip: the bound c on each coordinate of weight x
-    update; rounding: a fresh 64-bit seed for the rounding noise, which need not be secret; tag_key: 32 secret bytes;
+    update; rounding: a fresh 64-bit seed for the rounding noise, which need not be secret; tag: the firm's;
     residual: (d,) float32, error feedback: it is added to weight x update and then holds, in place, what clipping and
     rounding lost. Raises MisuseError on wrong shapes. Raises OutOfRangeError for a count or exact value whose sum
     could reach 2^60, before anything is changed, and for NaN or infinity in update or residual, which is found on the
@@ -84,17 +85,18 @@ def add_contribution(
     """
     update = _checked_update(words, layout, contribution, clip, rounding, residual)
     tail = _tail_values(layout, contribution)
-    key = tags.TagKey.of(layout, tag_key)
+    key = tags.TagKey.of(layout, tag.key)
     quantiser = rows.Quantiser.of(layout, contribution.weight, clip, rounding)
     packed = _arithmetic(layout).add_quantised(words[: layout.packed_words], layout, update, residual, quantiser, key)
     if packed is None:
         raise OutOfRangeError("the update holds NaN or infinity: training diverged; lower the learning rate")
     words[layout.tail] += tail.view(np.uint64)
-    words[-TAG_WORDS:] += tags.split(key.tag(packed, tail))
+    whole = (key.tag(packed, tail) + tags.constant_of(tag.key, [tag.firm])) % tags.PRIME
+    words[-TAG_WORDS:] += tags.split(whole, tag.blinding)
 
 
-def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
-    """Whether a published sum is the sum of vectors that were tagged under `tag_key`, 32 bytes (`tags` has the bounds).
+def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes, members: Collection[str]) -> bool:
+    """Whether a published sum is that of the vectors that these firms tagged under `tag_key`, 32 bytes.
 
     False also for tail values of 2^60 or more and for set bits that belong to no field: no honest sum has them. Raises
     MessageError for a vector of another length.
@@ -105,7 +107,10 @@ def carries_tag(words: Words, layout: VectorLayout, tag_key: bytes) -> bool:
         return False
     key = tags.TagKey.of(layout, tag_key)
     packed = _arithmetic(layout).tag_of(words[: layout.packed_words], layout, key)
-    return packed is not None and key.tag(packed, tail) == tags.joined(words[-TAG_WORDS:])
+    if packed is None:
+        return False
+    expected = key.tag(packed, tail) + tags.constant_of(tag_key, members)
+    return expected % tags.PRIME == tags.joined(words[-TAG_WORDS:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated
 
-from dure_protocols.errors import RefusalCode, RefusedError
+from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.fields import TEXT, Fields, fixed, many, pair
 from dure_protocols.wire import Reader, Writer
 
@@ -80,6 +80,10 @@ class Disclosures:
                 f"together with earlier {kind.value} sums, this cohort's sum would show one firm alone",
             )
 
+    def holds(self, kind: Kind, model: bytes, members: Iterable[str]) -> bool:
+        """Whether this very release is noted."""
+        return model in self._models and (kind.value, tuple(sorted(members))) in self._cohorts
+
     def add(self, kind: Kind, model: bytes, members: Iterable[str]) -> None:
         """Note a release. Noting it again changes nothing."""
         self.add_model(model)
@@ -106,6 +110,11 @@ class Disclosures:
         reader.end()
         made._models = dict.fromkeys(stored.models)
         made._cohorts = dict.fromkeys(stored.cohorts)
+        kinds = set(Kind)
+        # A cohort of no kind would silently count for nothing.
+        are_cohorts = all(kind in kinds and sorted(set(members)) == list(members) for kind, members in stored.cohorts)
+        if not are_cohorts or (len(made._models), len(made._cohorts)) != (len(stored.models), len(stored.cohorts)):
+            raise MessageError("the stored disclosures are damaged: an entry is there twice, or is none")
         return made
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from dure_protocols.errors import MisuseError, RefusalCode, RefusedError
 from dure_protocols.identity import Identity
+from dure_protocols.job import MAX_ROUNDS
 from dure_protocols.messages import (
     Cohort,
     EscrowedJoin,
@@ -28,12 +29,13 @@ from dure_protocols.messages import (
     Vote,
     VoteRequest,
 )
-from dure_protocols.secagg.codec import VectorLayout, Words, carries_tag
+from dure_protocols.secagg.codec import VectorLayout, Words
 from dure_protocols.secagg.disclosure import Disclosures, Kind
 from dure_protocols.secagg.escrow import deal, escrow_digest, open_delivery
 from dure_protocols.secagg.handshake import Encapsulate, Handshake, HandshakeState, mlkem_encapsulate
 from dure_protocols.secagg.keystream import derive
 from dure_protocols.secagg.masks import MaskKeys, mask_key, self_mask_key, tag_key
+from dure_protocols.secagg.published import awaits_sum, check_sum, check_witnesses
 from dure_protocols.secagg.session_state import MAX_EPOCHS, NO_HASH, EpochMemory, HeldFrom, Phase, SessionState
 from dure_protocols.secagg.terms import (
     Randomness,
@@ -50,6 +52,9 @@ from dure_protocols.secagg.terms import (
     vote_parts,
 )
 from dure_protocols.wire import Reader, Writer
+
+_FORMAT = 3
+"""Of a stored session."""
 
 
 class FirmSession:
@@ -88,14 +93,14 @@ class FirmSession:
 
     def snapshot(self) -> bytes:
         """The state as bytes, to be stored (mode 0600) before anything is sent. Holds keys."""
-        writer = Writer().u8(2).fixed(self._terms.job_digest, 32)
+        writer = Writer().u8(_FORMAT).fixed(self._terms.job_digest, 32)
         self._state.write(writer)
         return bytes(writer)
 
     def restore(self, snapshot: bytes) -> None:
         """Go on from a stored snapshot. Raises MessageError if it is damaged, RefusedError if of another job."""
         reader = Reader(snapshot)
-        if reader.u8() != 2 or reader.fixed(32) != self._terms.job_digest:
+        if reader.u8() != _FORMAT or reader.fixed(32) != self._terms.job_digest:
             raise RefusedError(RefusalCode.STATE_LOST, "the stored protocol state belongs to another job or version")
         state = SessionState.read(reader)
         reader.end()
@@ -137,9 +142,9 @@ class FirmSession:
 
         model_key: digest of the model alone, without the round, by which a firm knows that it has seen it before.
 
-        Verifies: (1) keys of this epoch stand; (2) the attempt is newer than any before, and its round not released;
-        (3) nothing was contributed on this model before, in threshold mode but in this very round. The ratchet moves to
-        the round: older roots are gone.
+        Verifies: (1) keys of this epoch stand; (2) the attempt is newer than any before, its round not released, and
+        one that a job may have; (3) nothing was contributed on this model before, in threshold mode but in this very
+        round. The ratchet moves to the round: older roots are gone.
         """
         state = self._state
         self._check_not_retired()
@@ -148,11 +153,11 @@ class FirmSession:
         place = (invitation.round, invitation.attempt)
         if place <= (state.round, state.attempt):  # (2)
             raise RefusedError(RefusalCode.REPLAY, f"round and attempt {place} are not newer than the last")
+        if invitation.round > MAX_ROUNDS + 1:  # the ratchet would move for ever
+            raise RefusedError(RefusalCode.OUT_OF_ORDER, f"no job has a round {invitation.round}")
         if state.released_members and invitation.round <= state.released_round:
             raise RefusedError(RefusalCode.ALREADY_RELEASED, f"round {invitation.round} was released already")
-        is_again = state.contributed_before == invitation.round + 1 and state.model_key == model_key
-        if not is_again:  # (3)
-            self._disclosures.check_model(model_key)
+        self._check_model(model_key, invitation.round)  # (3)
         while state.root_round < invitation.round:
             state.roots = tuple((peer, derive(root, "dure ratchet")) for peer, root in state.roots)
             state.root_round += 1
@@ -205,15 +210,17 @@ class FirmSession:
     def sign_upload(self, vector_digest: bytes) -> MaskedUpdate:
         """Sign the receipt of the masked vector. Once an attempt: another vector under the same masks would leak.
 
-        In threshold mode the others can open the sum without us from here on, so the model counts as contributed to.
+        In threshold mode the others can open the sum without us from here on, so the model counts as contributed to;
+        verifies that it was not meanwhile, in another job.
         """
         state = self._state
         if state.phase is not Phase.MASKED:
             raise MisuseError("a masked vector is signed once, after the cohort was accepted")
-        state.phase, state.vector_digest = Phase.UPLOADED, vector_digest
         if self._terms.threshold is not None:
-            state.contributed_before = state.round + 1
+            self._check_model(state.model_key, state.round)
+            state.contributed_key, state.contributed_round = state.model_key, state.round
             self._disclosures.add_model(state.model_key)
+        state.phase, state.vector_digest = Phase.UPLOADED, vector_digest
         held = {shares.dealer for shares in state.held}
         complaints = tuple(peer for peer in state.members if peer not in {*held, self._firm})
         receipt = MaskedUpdate(
@@ -252,7 +259,8 @@ class FirmSession:
 
         Verifies, in retry mode: (1) we uploaded in this attempt; (2) the receipts are of exactly the members we masked
         for; (3) each is signed, for the same context; (4) ours names the vector we sent. In threshold mode: (5) we
-        voted in this attempt; (6) as many survivors as the threshold signed the set that we signed, no one twice.
+        voted in this attempt; (6) as many survivors as the threshold signed the set that we signed, no one twice. In
+        both: (7) what other jobs released since we joined leaves this release as harmless as it was.
         The same request again, after a crash before the answer was stored, gets the same answer again until the next
         join: it tells nothing new.
         """
@@ -266,9 +274,14 @@ class FirmSession:
             state.survivors = state.members
         else:
             self._check_votes(request, threshold)
+        released = Kind.of(state.round), state.model_key, self._keys_of(state.survivors)
+        if state.phase is not Phase.RELEASED or not self._disclosures.holds(*released):  # (7)
+            self._check_model(state.model_key, state.round)
+            self._check_size(state.survivors, "survivor set")
+            self._check_cohort(state.survivors)
         state.phase, state.released_round, state.released_members = Phase.RELEASED, state.round, state.survivors
-        state.contributed_before = state.round + 1
-        self._disclosures.add(Kind.of(state.round), state.model_key, self._keys_of(state.survivors))
+        state.contributed_key, state.contributed_round = state.model_key, state.round
+        self._disclosures.add(*released)
         kept = {shares.dealer: shares for shares in state.held}
         ours = tuple((name, kept[name].self_share) for name in state.survivors if name in kept)
         dropped = (name for name in state.members if name not in state.survivors)
@@ -278,84 +291,27 @@ class FirmSession:
         return Release(self._firm, state.context, state.self_seed, ours, theirs, signature)
 
     def check_sum(self, published: PublishedSum, words: Words, layout: VectorLayout, model_hash: bytes) -> None:
-        """Check a published sum before it is applied; model_hash: the global state's, as this firm computed it.
-
-        Verifies: (1) we hold the tag key of its epoch; (2) its members are of its cohort, and that of the job, and are
-        at least two; (3) they fit what this firm did; (4) the sum carries the tag of that very attempt, cohort and
-        model; (5) it counts as many vectors as it names members: the tag is linear, and so agrees with multiples.
-        """
-        state, terms = self._state, self._terms
-        known = next((epoch for epoch in state.epochs if epoch.epoch == published.epoch), None)
-        if known is None:  # (1)
-            raise RefusedError(
-                RefusalCode.SNAPSHOT_NEEDED, f"this firm has no tag key of epoch {published.epoch} to check sums with"
-            )
-        members, cohort = set(published.members), set(published.cohort)
-        is_whole = members == cohort or terms.threshold is not None
-        sizes = (len(members), len(cohort)) == (len(published.members), len(published.cohort))
-        if not (members <= cohort <= set(terms.firms) and is_whole and sizes and len(members) >= 2):  # (2)
-            raise RefusedError(RefusalCode.ROSTER, f"the sum of round {published.round} is over no member set of it")
-        if not self._may_have_published(published):  # (3)
-            raise RefusedError(
-                RefusalCode.ROSTER,
-                f"the sum of round {published.round} names other members than this firm released to",
-            )
-        place = published.epoch, published.round, published.attempt
-        context = mask_context(terms, known.transcript, *place, published.cohort, model_hash)
-        if not carries_tag(words, layout, tag_key(known.tag_key, context)):  # (4)
-            raise RefusedError(
-                RefusalCode.FALSE_SUM,
-                f"the sum of round {published.round} does not carry the tag of what its members sent: the server"
-                " changed it, or one of them runs another program",
-            )
-        counted = int(words[layout.tail][1])
-        if counted != len(members):  # (5)
-            raise RefusedError(
-                RefusalCode.FALSE_SUM,
-                f"the sum of round {published.round} counts {counted} vectors and names {len(members)} members",
-            )
+        """Check a published sum before it is applied; see `published.check_sum`."""
+        check_sum(self._terms, self._state, self._firm, published, words, layout, model_hash)
 
     def note_sum(self, published: PublishedSum, model_key: bytes) -> None:
         """Note a checked sum that holds this firm's vector, also where the others opened it without us."""
         if self._firm in published.members:
             self._disclosures.add(Kind.of(published.round), model_key, self._keys_of(published.members))
 
-    def check_witnesses(self, invitation: Invitation, model_hash: bytes) -> None:
-        """Check that enough other firms stand on the global state of a snapshot, whose hash the caller computed.
+    def awaits_sum(self, round_: int) -> bool:
+        """Whether this firm uploaded in a round that others may have opened over members that it does not know yet."""
+        return awaits_sum(self._state, round_)
 
-        Verifies: (1) each witness joined the very attempt of the invitation; (2) on this hash; (3) they are as many
-        other firms as `Terms.witnesses` asks for.
-        """
-        (snapshot,) = invitation.snapshot
-        place = invitation.epoch, invitation.round, invitation.attempt
-        if not self._state.epochs:
-            raise RefusedError(RefusalCode.STATE_LOST, f"this firm holds no pair keys of epoch {invitation.epoch}")
-        for join in snapshot.witnesses:
-            check_join(self._terms, self._transcript, place, join)  # (1)
-        standing = {join.firm for join in snapshot.witnesses if join.model_hash == model_hash} - {self._firm}  # (2)
-        if len(standing) < self._terms.witnesses:  # (3)
-            raise RefusedError(
-                RefusalCode.GLOBAL_MODEL,
-                f"{len(standing)} other firms signed the hash of the offered model; {self._terms.witnesses} are needed",
-            )
+    def check_witnesses(self, invitation: Invitation, model_hash: bytes) -> None:
+        """Check that enough other firms stand on the global state of a snapshot; see `published.check_witnesses`."""
+        check_witnesses(self._terms, self._state, self._firm, invitation, model_hash)
 
     def retire(self) -> None:
         """The job is over: erase every key and take part no more. What was released stays known."""
         state = self._state
         state.phase, state.roots, state.self_seed, state.held = Phase.RETIRED, (), NO_HASH, ()
         state.handshake, state.epochs = HandshakeState(epoch=self.epoch), ()
-
-    def _may_have_published(self, published: PublishedSum) -> bool:
-        """Whether a sum fits what this firm did: it holds exactly those it released to, and never a vector of ours
-        that we did not send. In threshold mode the others may have opened what we uploaded."""
-        state = self._state
-        if state.released_members and published.round < state.released_round:
-            return True
-        if state.released_members and published.round == state.released_round:
-            return tuple(sorted(published.members)) == state.released_members
-        if self._firm not in published.members:
-            return True
-        return self._terms.threshold is not None and state.contributed_before == published.round + 1
 
     @property
     def _place(self) -> tuple[int, int, int]:
@@ -412,6 +368,13 @@ class FirmSession:
         size, least = len(set(members)), self._terms.least_survivors
         if size < least:
             raise RefusedError(RefusalCode.COHORT_TOO_SMALL, f"a {what} of {size} is below the minimum of {least}")
+
+    def _check_model(self, model_key: bytes, round_: int) -> None:
+        """Refuse a model that was contributed to before, but for what threshold mode uploaded in this very round."""
+        state = self._state
+        is_again = (state.contributed_key, state.contributed_round) == (model_key, round_)
+        if self._terms.threshold is None or not is_again:
+            self._disclosures.check_model(model_key)
 
     def _check_cohort(self, members: Iterable[str]) -> None:
         kind = Kind.of(self._state.round)

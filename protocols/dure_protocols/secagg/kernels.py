@@ -141,15 +141,13 @@ def _tagged(tag, row_keys, s0, s1, s2):
 
 
 @lru_cache
-def _quantising(fields: int, feedback: bool, tagged: bool):
+def _quantising(fields: int, bits: int, feedback: bool, tagged: bool):
     """The kernel of `add_quantised`: whole rows of `width` words, `first` the number of their first parameter."""
     field_bits = 64 // fields
     unit_fields = 32 // field_bits
     units = -(-fields // unit_fields)
 
-    def kernel(
-        update, residual, packed, first, width, weight, scale, limit, step, bits, low, high, keys, row_keys, unit
-    ):
+    def kernel(update, residual, packed, first, width, weight, scale, limit, step, low, high, keys, row_keys, unit):
         tag, largest = uint64(0), uint32(0)
         for row in range(packed.size // width):
             words = packed[row * width : (row + 1) * width]
@@ -160,7 +158,20 @@ def _quantising(fields: int, feedback: bool, tagged: bool):
                     values, kept = update[start : start + width], residual[start : start + width]
                     shift, number = uint32(k * field_bits), uint32(first + start)
                     top = _quantise_field(
-                        values, kept, feedback, unit, k == 0, shift, number, weight, scale, limit, step, bits, low, high
+                        values,
+                        kept,
+                        feedback,
+                        unit,
+                        k == 0,
+                        shift,
+                        number,
+                        weight,
+                        scale,
+                        limit,
+                        step,
+                        uint32(bits),
+                        low,
+                        high,
                     )
                     largest = top if top > largest else largest
                 shift = uint64(g * unit_fields * field_bits)
@@ -175,7 +186,7 @@ def _quantising(fields: int, feedback: bool, tagged: bool):
                 tag = _tagged(tag, row_keys[row], s0, s1, s2)
         return tag, largest
 
-    numbers = (float32, float32, float32, float32, uint32, uint32, uint32)
+    numbers = (float32, float32, float32, float32, uint32, uint32)
     signature = types.Tuple((uint64, uint32))(
         _FLOATS_READ, _FLOATS, _WORDS, int64, int64, *numbers, _KEYS, _ROW_KEYS, _INTEGERS
     )
@@ -244,9 +255,9 @@ def add_quantised(
     tagged: bool = True,
 ) -> int | None:
     """As `rows.add_quantised`. Without `tagged` it returns 0: what the tag costs is measured so."""
-    kernel, q = _quantising(layout.fields, residual is not None, tagged), quantiser
+    kernel, q = _quantising(layout.fields, layout.bits, residual is not None, tagged), quantiser
     seed = np.uint32(q.seed & 0xFFFFFFFF), np.uint32(q.seed >> 32)
-    numbers = (q.weight, q.scale, q.limit, q.step, np.uint32(layout.bits), *seed)
+    numbers = (q.weight, q.scale, q.limit, q.step, *seed)
     scratch = np.empty(ROW_WORDS, np.uint32)
     words, split, rest = _whole_rows(layout)
     kept = _NO_RESIDUAL if residual is None else residual[:split]

@@ -4,7 +4,7 @@
     count word     the firm's sample count under the public cap
     firms word     1: the sum says how many vectors it holds
     exact words    metrics or statistics as signed fixed-point numbers, one a word
-    tag words      two halves of the tag, by which firms check the published sum
+    tag words      four parts of the tag, by which firms check the published sum
 
 A word has F fields of `field_bits` bits, the first in its lowest bits; what 64 - F·field_bits leaves over is zero in
 every sum. Words come in *rows* of 512, the last row perhaps shorter. The parameters of a row of W words fill it field
@@ -28,7 +28,7 @@ Words = NDArray[np.uint64]
 
 WORD_BYTES = 8
 ROW_WORDS = 512
-TAG_WORDS = 2
+TAG_WORDS = 4
 
 
 @dataclass(frozen=True)

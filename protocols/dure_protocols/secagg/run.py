@@ -28,6 +28,7 @@ from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.handshake import Encapsulate, mlkem_encapsulate
 from dure_protocols.secagg.server import Attempt, establish_for
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag
 from dure_protocols.secagg.terms import Randomness, Terms
 from dure_protocols.wire import digest
 
@@ -152,7 +153,8 @@ class _Stage:
         count = self._counts[firm]
         contribution = Contribution(self._updates[firm], count / self._cap, count, _NO_METRICS)
         rounding = int.from_bytes(self._randomness(8), "big")
-        add_contribution(vector, self._layout, contribution, clip=self._clip, rounding=rounding, tag_key=keys.tag)
+        tag = OwnTag(keys.tag, firm, self._randomness(BLINDING_BYTES))
+        add_contribution(vector, self._layout, contribution, clip=self._clip, rounding=rounding, tag=tag)
         return vector
 
     def _vote(self, number: int, receipts: Mapping[str, MaskedUpdate]) -> tuple[Vote, ...]:

@@ -57,7 +57,8 @@ class SessionState(Fields):
     """Everything a session must remember over a crash. Secret; written by `snapshot` only.
 
     released_members: to whom this firm released in `released_round`; empty before its first release.
-    contributed_before: the round after the newest one in which it uploaded; 0 before its first upload.
+    contributed_key, contributed_round: the model, by its key, and the round in which others may have opened its newest
+    upload, or in which it released it itself; NO_HASH before the first.
     """
 
     phase: Annotated[Phase, Codec(Writer.u8, _read_phase)] = Phase.IDLE
@@ -77,4 +78,5 @@ class SessionState(Fields):
     survivors: Names = ()
     released_round: U64 = 0
     released_members: Names = ()
-    contributed_before: U64 = 0
+    contributed_key: Hash = NO_HASH
+    contributed_round: U64 = 0

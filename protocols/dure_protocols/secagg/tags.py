@@ -14,31 +14,32 @@ The keystream of the 32-byte key (`keystream`), read as little-endian numbers on
     r[k]    k < 2 + e              64-bit numbers mod 2^61
     s[a,j]  a < A rows, j < 3      64-bit numbers mod 2^61
 
-    H[a,j] = sum over g, w of x[g+j,w] m[a,g,w]                        (an integer, below 2^64)
-    tag    = sum over a, j of s[a,j] H[a,j]  +  sum over k of r[k] v[k]    (mod p)
+    H[a,j] = sum over g, w of x[g+j,w] m[a,g,w]                                  (an integer, below 2^64)
+    tag    = k[firm]  +  sum over a, j of s[a,j] H[a,j]  +  sum over k of r[k] v[k]    (mod p)
 
-and the tag words of a firm are tag mod 2^32 and tag >> 32, so that sums over firms overflow neither.
+k[firm] is a constant of each firm, derived from the same key: the tag of a sum says over whom it is. What travels is
+the tag blinded: `split` adds a random multiple of p and random carries between the words, so that a sum's tag words say
+no more than its tag mod p, even to one who holds the key.
 
-Soundness. Let a published vector differ from the true one. If a row differs, some unit does, by less than 2^32; of
-the units that differ take one of the highest g: its keys x[g,w], x[g+1,w], x[g+2,w] each occur in H[a,j] of one j and
-in none before it, so all three differences vanish with probability at most 2^-66. If one does not vanish, s[a,j]
-makes the difference of tags uniform: it is any one value with probability at most 2^-60. The same holds of r[k] and a
-tail value, whose differences are below 2^61 - 1 because the check admits none of 2^60 or more. Together: below 2^-59
-for each vector that is tried.
+docs/protocol.md, 5.4, has the proof that a forgery passes with a probability below 2^-59 for each one that is tried.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dure_protocols.errors import MisuseError
-from dure_protocols.secagg.keystream import KEY_BYTES, apply_keystreams
+from dure_protocols.secagg.keystream import KEY_BYTES, apply_keystreams, derive
 from dure_protocols.secagg.layout import ROW_WORDS, VectorLayout, Words
 
 PRIME = 2**61 - 1
 TAIL_LIMIT = 2**60
 HASHES = 3
+BLINDING_BYTES = 32
+
+_MULTIPLE_BITS, _CARRY_BITS, _DIGIT_BITS = 40, 36, 16
 
 _P, _LOW, _29 = np.uint64(PRIME), np.uint64(2**32 - 1), np.uint64(2**29 - 1)
 
@@ -87,11 +88,33 @@ def _folded(numbers: Words) -> Words:
     return (numbers & _P) + (numbers >> np.uint64(61))
 
 
-def split(tag: int) -> Words:
-    """A tag as the two words that travel."""
-    return np.array([tag & 0xFFFFFFFF, tag >> 32], np.uint64)
+@dataclass(frozen=True, repr=False)
+class OwnTag:
+    """What makes a firm's tag of one vector. Secret. key: the attempt's, 32 bytes; blinding: 32 fresh random bytes."""
+
+    key: bytes
+    firm: str
+    blinding: bytes
+
+
+def constant_of(key: bytes, members: Iterable[str]) -> int:
+    """What the tag of a sum over these firms holds beside the sum's own, mod p. key: the attempt's, 32 bytes."""
+    return sum(int.from_bytes(derive(key, "dure tag member", firm.encode()), "big") for firm in members) % PRIME
+
+
+def split(tag: int, blinding: bytes) -> Words:
+    """A tag mod p as the four words that travel, blinded by 32 random bytes. Sums of up to 2^10 overflow none."""
+    multiple, *randoms = np.frombuffer(blinding, "<u8").tolist()
+    carries = [number % 2**_CARRY_BITS for number in randoms]
+    value = tag + multiple % 2**_MULTIPLE_BITS * PRIME
+    low = [value >> at * _DIGIT_BITS & 0xFFFF for at in range(3)]
+    digits = [*low, value >> 3 * _DIGIT_BITS]
+    for at, carry in enumerate(carries):
+        digits[at] += carry << _DIGIT_BITS
+        digits[at + 1] -= carry
+    return np.array(digits, np.int64).view(np.uint64)
 
 
 def joined(words: Words) -> int:
     """The tag in the tag words of a sum, modulo p."""
-    return (int(words[0]) + (int(words[1]) << 32)) % PRIME
+    return sum(int(word) << at * _DIGIT_BITS for at, word in enumerate(words.view(np.int64))) % PRIME

@@ -67,6 +67,8 @@ def firms(home: HomeOption, as_json: JsonOption = False) -> None:
         connected = "connected" if row.connected_since else "not connected"
         out.print(f"[bold]{row.name}[/]  [{colour}]{row.status.value}[/]  [dim]{connected}[/]")
         out.print(f"  {grouped(row.identity_fingerprint) if row.identity_fingerprint else 'has not joined yet'}")
+        if row.link_refusal:
+            out.print(f"  [yellow]its agent was refused:[/] {escape(row.link_refusal)}")
 
 
 def approve(
@@ -131,5 +133,6 @@ def _firm(row: Firm) -> dict[str, str | None]:
         "identity_fingerprint": row.identity_fingerprint,
         "identity_key": row.identity_key.hex() if row.identity_key else None,
         "agent_version": row.agent_version,
+        "link_refusal": row.link_refusal,
         **{name: value.isoformat() if value else None for name, value in times.items()},
     }

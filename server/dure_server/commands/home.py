@@ -1,7 +1,6 @@
 """`dure-server init`, `upgrade`, `status`, `run`: the server itself."""
 
 import json
-import logging
 import os
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from dure_protocols.identity import grouped
 from dure_server.commands.common import HomeOption, JsonOption, actor, opened, terminal
+from dure_server.logs import log_to_stderr
 from dure_server.settings import (
     DEFAULT_CONSOLE_PORT,
     DEFAULT_ENROLMENT_PORT,
@@ -95,9 +95,11 @@ def status(home: HomeOption, as_json: JsonOption = False) -> None:
     terminal().print(table)
 
 
-def run(home: HomeOption, as_json: JsonOption = False) -> None:
+def run(
+    home: HomeOption, as_json: Annotated[bool, typer.Option("--json", help="Print and log JSON lines.")] = False
+) -> None:
     """Run the server until Ctrl-C or SIGTERM: link, console, enrolment, and a coordinator for each running job."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    log_to_stderr("supervisor", as_json=as_json)
     with stop_signals() as stopped, opened(home) as (server, settings, store):
         renew_server_certificate_if_due(server, settings, datetime.now(UTC))
 
@@ -115,4 +117,4 @@ def run(home: HomeOption, as_json: JsonOption = False) -> None:
                 out.print(f"[green]✓[/] {escape(settings.consortium)} is up. Console: [bold]{settings.console_url}[/]")
                 out.print("[dim]Ctrl-C stops everything. Jobs go on from their last finished phase at the next run.[/]")
 
-        run_server(server, settings, store, ready, stopped)
+        run_server(server, settings, store, ready, stopped, json_logs=as_json)

@@ -1,6 +1,7 @@
 """`dure-server job propose | start | pause | resume | stop | set | list | show`: the life of a job (design, 6)."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from dure_server.commands.common import HomeOption, JsonOption, actor, opened, t
 from dure_server.operation import changed_operation
 from dure_server.store import JobState, RoundState
 from dure_server.store.tables import Job
+from dure_server.store.timeline import happening_of
 
 app = typer.Typer(help="Propose, start, watch and stop training jobs.", no_args_is_help=True)
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
@@ -128,8 +130,16 @@ def list_jobs(home: HomeOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def show(job: JobArgument, home: HomeOption, as_json: JsonOption = False) -> None:
+def show(
+    job: JobArgument,
+    home: HomeOption,
+    as_json: JsonOption = False,
+    timeline: Annotated[bool, typer.Option("--timeline", help="Show what happened, in order, instead.")] = False,
+) -> None:
     """Show a job: its state, what it waits for, and its rounds."""
+    if timeline:
+        _show_timeline(home, job, as_json)
+        return
     with opened(home) as (_, _, store), store.reading() as at:
         row, rounds, progress = at.jobs.get(job), at.rounds.of(job), at.progress.get(job)
     done = [entry for entry in rounds if entry.state is RoundState.FINISHED]
@@ -161,6 +171,21 @@ def show(job: JobArgument, home: HomeOption, as_json: JsonOption = False) -> Non
         what = _round_name(entry.number, row.num_rounds)
         rows_seen = f", {entry.count:.0f} rows" if 1 <= entry.number <= row.num_rounds and entry.count else ""
         out.print(f"  {what}: {len(entry.members)} firms{rows_seen}  {values}")
+
+
+def _show_timeline(home: Path, job: str, as_json: bool) -> None:
+    with opened(home) as (_, _, store), store.reading() as at:
+        row = at.jobs.get(job)
+        events = at.timeline.of(job)
+    if as_json:
+        print(json.dumps([{"at": event.at.isoformat(), **asdict(happening_of(event))} for event in events]))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for event in events:
+        what = "" if event.round_number is None else _round_name(event.round_number, row.num_rounds)
+        attempt = f", attempt {event.attempt}" if what and event.attempt and event.attempt > 1 else ""
+        table.add_row(f"[dim]{event.at:%Y-%m-%d %H:%M:%S}[/]", what + attempt, escape(happening_of(event).sentence))
+    terminal().print(table if events else "Nothing has happened yet.")
 
 
 def _set(home: Path, job: str, state: JobState, act: str) -> None:

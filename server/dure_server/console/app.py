@@ -1,4 +1,4 @@
-"""The console as an ASGI app: the first page, its event stream, and the REST API that both stand on.
+"""The console as an ASGI app: the first page, its event stream, the REST API that both stand on, and the probes.
 
 Every route is for whoever sits at the server's machine (see `guard`) until the console has roles; none changes a thing.
 """
@@ -11,11 +11,14 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
 from dure_protocols.errors import DureError
+from dure_server.console import probes
 from dure_server.console.assets import URL as ASSETS_URL
 from dure_server.console.assets import AssetFiles, load_assets
 from dure_server.console.guard import Guard
 from dure_server.console.live import Seats, events
+from dure_server.console.probes import Watch
 from dure_server.console.render import Pages
+from dure_server.console.timeline import EventView, event_views
 from dure_server.console.views import (
     FirmView,
     JobSummary,
@@ -105,6 +108,13 @@ def rounds(job: str, state: State) -> list[RoundView]:
         return job_view(tx, job).rounds
 
 
+@api_router.get("/jobs/{job}/timeline")
+def timeline(job: str, state: State, after: int = 0) -> list[EventView]:
+    """A job's events in order; with `after`, those behind the event of that number."""
+    with state.store.reading() as tx:
+        return event_views(tx.timeline.of(tx.jobs.get(job).id, after=after))
+
+
 @api_router.get("/firms")
 def firms(state: State) -> list[FirmView]:
     """Every firm."""
@@ -112,11 +122,13 @@ def firms(state: State) -> list[FirmView]:
         return firm_views(tx)
 
 
-def console_app(store: Store, port: int, stopping: asyncio.Event) -> FastAPI:
+def console_app(store: Store, port: int, stopping: asyncio.Event, watch: Watch) -> FastAPI:
     """The console. `stopping` ends open event streams. FastAPI's pages of documentation are off: they need a CDN."""
     app = FastAPI(title="Dure console", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.console = _State(store, stopping)
+    app.state.watch = watch
     app.include_router(pages_router)
+    app.include_router(probes.router)
     app.include_router(api_router)
     app.mount(ASSETS_URL, AssetFiles())
     install_problem_handlers(app, _translate)

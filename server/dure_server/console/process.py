@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 import ssl
 import sys
@@ -15,13 +14,18 @@ from fastapi import FastAPI
 from dure_protocols.enrolment import MAX_REQUEST_BYTES
 from dure_protocols.errors import DureError
 from dure_server.console.app import console_app
+from dure_server.console.probes import Watch
 from dure_server.enrolment.app import enrolment_app
 from dure_server.enrolment.service import EnrolmentService
+from dure_server.link.desk_client import DeskClient
+from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.store import Store
 
 STOP_SECONDS = 2
 """Open event streams would otherwise hold uvicorn back for ever."""
+LINK_PATIENCE_SECONDS = 2.0
+"""A probe wants an answer now; a link that is started again answers the next one."""
 CONSOLE_HOST = "127.0.0.1"
 """Until roles exist the pages know no sign-in, so only this machine may ask for them; see `console.guard`."""
 
@@ -93,18 +97,19 @@ async def _serve(servers: list[uvicorn.Server], stopping: asyncio.Event) -> bool
     return was_asked
 
 
-def main(home_path: Path) -> int:
+def main(home_path: Path, *, as_json: bool = False) -> int:
     """Serve until SIGTERM. The exit code; errors go to stderr as one sentence."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    log_to_stderr("console", as_json=as_json)
     home = ServerHome(home_path)
     try:
         settings = home.settings()
         store = Store.open(home.store_url(settings))
         service = EnrolmentService(store, home.authority(), settings.link_port)
         stopping = asyncio.Event()
+        watch = Watch(home, store, DeskClient(home.desk_socket, patience_seconds=LINK_PATIENCE_SECONDS))
         servers = [
             enrolment_server(home, settings, enrolment_app(service)),
-            console_server(settings, console_app(store, settings.console_port, stopping)),
+            console_server(settings, console_app(store, settings.console_port, stopping, watch)),
         ]
         return 0 if asyncio.run(_serve(servers, stopping)) else 1
     except DureError as error:

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dure_server.console.assets import Asset
 from dure_server.console.views import JobView, Overview
 
-FRAGMENTS = ("sentence", "job", "chart", "rounds", "jobs", "firms")
+FRAGMENTS = ("sentence", "job", "chart", "timeline", "rounds", "jobs", "firms")
 """Parts of the page that the event stream replaces, each by an event of its name."""
 _WIDTH, _HEIGHT, _MARGIN = 640.0, 220.0, 12.0
 
@@ -40,7 +40,13 @@ class Pages:
         )
         self._templates.globals.update(assets=assets, curve=curve)
         self._templates.filters.update(
-            bytes=bytes_text, number=number_text, metric=metric_text, seconds=seconds_text, clock=clock_text
+            bytes=bytes_text,
+            number=number_text,
+            metric=metric_text,
+            seconds=seconds_text,
+            clock=clock_text,
+            hour=hour_text,
+            round_name=round_name,
         )
 
     def page(self, view: Overview, events_url: str) -> str:
@@ -104,6 +110,18 @@ def seconds_text(value: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def round_name(number: int, num_rounds: int) -> str:
+    """What people call a round: the first sums statistics, and one behind the last measures the model."""
+    if number == 0:
+        return "Statistics"
+    return f"Round {number}" if number <= num_rounds else "Closing"
+
+
+def hour_text(value: datetime) -> str:
+    """A moment without its date."""
+    return value.strftime("%H:%M:%S")
 
 
 def clock_text(value: datetime) -> str:

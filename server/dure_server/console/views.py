@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 
 from dure_protocols.job import JobFile
+from dure_server.console.timeline import SHOWN_EVENTS, Stretch, event_views, stretches
 from dure_server.store import JobState, RoundState, SignoffState, Transaction
-from dure_server.store.tables import Firm, Job, Progress, Round, Signoff
+from dure_server.store.tables import Event, Firm, Job, Progress, Round, Signoff
 
 _MOST_WANTED = (JobState.RUNNING, JobState.PAUSED, JobState.PROPOSED)
 
@@ -113,6 +114,8 @@ class FirmView(_View):
     status: str
     identity_fingerprint: str | None
     agent_version: str | None
+    link_refusal: str | None
+    """Why the link refused the firm's agent when it came last."""
     connected: bool
     last_seen_at: datetime | None
 
@@ -123,6 +126,8 @@ class Overview(_View):
     consortium: str
     jobs: list[JobSummary]
     job: JobView | None
+    timeline: list[Stretch]
+    """Of the job, newest first."""
     firms: list[FirmView]
 
 
@@ -136,6 +141,7 @@ def overview(tx: Transaction, chosen: str | None = None) -> Overview:
         consortium=tx.consortium.get().name,
         jobs=[_summary(tx, row) for row in rows],
         job=job_view(tx, chosen) if chosen is not None else None,
+        timeline=stretches(event_views(tx.timeline.of(chosen, newest=SHOWN_EVENTS))) if chosen is not None else [],
         firms=firm_views(tx),
     )
 
@@ -175,6 +181,7 @@ def firm_views(tx: Transaction) -> list[FirmView]:
             status=row.status.value,
             identity_fingerprint=row.identity_fingerprint,
             agent_version=row.agent_version,
+            link_refusal=row.link_refusal,
             connected=row.connected_since is not None,
             last_seen_at=row.last_seen_at,
         )
@@ -189,7 +196,7 @@ def change_mark(tx: Transaction) -> tuple[object, ...]:
         for column in (Job.changed_at, Progress.updated_at, Signoff.changed_at, Round.started_at, Round.finished_at)
     ]
     firm_times = (Firm.invited_at, Firm.joined_at, Firm.approved_at, Firm.revoked_at, Firm.last_seen_at)
-    newest += [func.max(column) for column in firm_times]
+    newest += [func.max(column) for column in (*firm_times, Event.at)]
     counts = [select(func.count()).select_from(table).scalar_subquery() for table in (Firm, Job, Round)]
     marks = tx.session.execute(select(*(select(each).scalar_subquery() for each in newest), *counts)).one()
     return tuple(marks)

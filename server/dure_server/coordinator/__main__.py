@@ -1,6 +1,6 @@
 """A job's coordinator as a process, started by the supervisor.
 
-    python -m dure_server.coordinator --home HOME --job JOB
+    python -m dure_server.coordinator --home HOME --job JOB [--json]
 
 Exit status 0: the job finished, or was paused or stopped. 1: the job failed; the reason stands in the store. Anything
 else: the supervisor starts it again, and it goes on from the last finished phase.
@@ -17,6 +17,7 @@ from dure_protocols.job import JobFile
 from dure_server.coordinator.conversation import JobStoppedError
 from dure_server.coordinator.course import Course, run_job
 from dure_server.flower import GrpcGrid, run_app, server_app
+from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dure_server.coordinator", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--job", required=True)
+    parser.add_argument("--json", action="store_true", help="log JSON lines")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("coordinator", as_json=arguments.json, job=arguments.job)
     try:
         coordinate(ServerHome(arguments.home), arguments.job)
     except JobStoppedError as error:

@@ -81,14 +81,13 @@ class Conversation:
         """
         ids = self._push(requests, situation, key, arrays or {})
         (self._kept if keep else self._asked).extend(ids)
-        started = absent_since = last_look = self._clock()
         missing = dict(ids)
-        self._show(situation, missing.values())
+        self._show(situation, missing.values())  # before the clock runs: it may write down what the last phase was
+        started = absent_since = last_look = self._clock()
         while missing:
             for answer in self._firms.receive(list(missing), LOOK_UP_SECONDS):
                 firm = missing.pop(answer.ask_id)
                 yield _heard(firm, answer)
-                self._show(situation, missing.values())
                 if self._clock() - last_look > LOOK_UP_SECONDS:
                     break
             last_look = now = self._clock()
@@ -112,13 +111,13 @@ class Conversation:
         self.forget()
 
     def pause(self, situation: Situation, seconds: float = LOOK_UP_SECONDS) -> None:
-        """Wait a moment for something outside, saying why. Raises JobStoppedError."""
+        """Wait a moment for something outside, saying why; no longer once a firm has come. Raises JobStoppedError."""
         self._record.show(situation)
-        until = self._clock() + seconds
+        until, there = self._clock() + seconds, self.connected()
         while True:
             self._check_halt()
             left = until - self._clock()
-            if left <= 0:
+            if left <= 0 or self.connected() - there:
                 return
             time.sleep(min(left, LOOK_UP_SECONDS))
 

@@ -136,6 +136,11 @@ class Joining:
         self._away |= cut_off
         return cut_off | {firm for firm, why in dropped.items() if why == RefusalCode.ATTEMPT_SPENT.value}
 
+    def why_absent(self, firms: set[str]) -> dict[str, str]:
+        """Why firms that were invited have not joined."""
+        told = self._sits_out | self.refused
+        return {firm: told.get(firm, "no answer in time") for firm in firms}
+
     def gather(self, keys: Keys, place: Place, invited: set[str]) -> dict[str, Join | EscrowedJoin]:
         """Invite, help those behind, and return the joins that are signed for this place and on our model, by firm.
 

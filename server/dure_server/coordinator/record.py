@@ -1,11 +1,24 @@
-"""What a coordinator writes down of its job, so that another process can go on from there."""
+"""What a coordinator writes down of its job, so that another process can go on from there.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+Beside it goes the timeline, for people: events wait in memory for the next transaction that is made anyway.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from dure_protocols.errors import RefusalCode
+from dure_protocols.logs import from_now_on
 from dure_server.operation import Operation
-from dure_server.store import JobState, RoundState, SignoffState, Store
+from dure_server.store import EventKind, Happening, JobState, RoundState, SignoffState, Store, Transaction
+from dure_server.store.timeline import reason_code
+
+logger = logging.getLogger(__name__)
+
+JOIN = "join"
+"""The phase in which firms are invited to an attempt; one that too few join is made anew."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,16 @@ class Situation:
 
 
 class JobRecord:
-    """One job's rows in the store. Every method is one transaction."""
+    """One job's rows in the store. Every method is one transaction. Used by one thread."""
 
-    def __init__(self, store: Store, job: str) -> None:
-        self._store, self._job = store, job
+    def __init__(self, store: Store, job: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock`: seconds, to time phases by."""
+        self._store, self._job, self._clock = store, job, clock
         self._last: Situation | None = None
+        self._pending = [Happening(EventKind.COORDINATOR)]
+        self._phase_began: float | None = None
+        self._last_awaited: str | None = None
+        self._told: set[Happening] = set()
 
     def should_run(self) -> bool:
         """False once the operator paused or stopped the job."""
@@ -63,7 +81,9 @@ class JobRecord:
 
     def set_state(self, state: JobState, reason: str = "") -> None:
         """Finish or fail the job."""
-        with self._store.transaction() as at:
+        if state is JobState.FAILED:
+            self._end_phase()
+        with self._writing() as at:
             at.jobs.set_state(self._job, state, reason)
 
     def operation(self) -> Operation:
@@ -88,12 +108,12 @@ class JobRecord:
 
     def begin_epoch(self) -> int:
         """Take the next epoch's number, before any firm is asked."""
-        with self._store.transaction() as at:
+        with self._writing() as at:
             return at.jobs.begin_epoch(self._job)
 
     def ask_signoffs(self, firms: Sequence[str]) -> None:
         """Put down whose approval is awaited."""
-        with self._store.transaction() as at:
+        with self._writing() as at:
             at.signoffs.ask(self._job, firms)
 
     def approvals(self) -> set[str]:
@@ -108,13 +128,16 @@ class JobRecord:
 
     def approved(self, firm: str, signature: bytes) -> None:
         """Keep a firm's signed approval."""
-        with self._store.transaction() as at:
+        self._note(Happening(EventKind.SIGNOFF, firm=firm, code="approved"))
+        with self._writing() as at:
             at.signoffs.set(self._job, firm, SignoffState.APPROVED, signature=signature)
 
     def refused(self, firm: str, code: RefusalCode) -> None:
         """Keep that a firm refused, or has not decided yet."""
         state = SignoffState.AWAITING if code is RefusalCode.NOT_APPROVED else SignoffState.REFUSED
-        with self._store.transaction() as at:
+        if state is SignoffState.REFUSED:
+            self._note_once(Happening(EventKind.SIGNOFF, firm=firm, code=code.value))
+        with self._writing() as at:
             at.signoffs.set(self._job, firm, state, code=code.value)
 
     def finished_rounds(self) -> list[FinishedRound]:
@@ -146,22 +169,24 @@ class JobRecord:
 
     def reserve_attempt(self, number: int) -> int:
         """Take a number that no attempt at this round has had, before anybody is invited to it."""
-        with self._store.transaction() as at:
+        with self._writing() as at:
             return at.rounds.reserve(self._job, number)
 
     def begin_attempt(self, number: int, attempt: int, members: Sequence[str], epoch: int) -> None:
         """Fix an attempt's members, before they are told."""
-        with self._store.transaction() as at:
+        with self._writing() as at:
             at.rounds.begin(self._job, number, attempt, members, epoch)
 
     def settle_attempt(self, number: int, attempt: int, survivors: Sequence[str]) -> None:
         """Threshold mode: fix whose sum an attempt opens, before they are asked to agree."""
-        with self._store.transaction() as at:
+        with self._writing() as at:
             at.rounds.settle(self._job, number, attempt, survivors)
 
     def abandon_attempt(self, number: int, attempt: int, reason: str) -> None:
         """Give an attempt up; nothing of it was released."""
-        with self._store.transaction() as at:
+        self._end_phase()
+        self._note(Happening(EventKind.ABANDONED, round=number, attempt=attempt))
+        with self._writing() as at:
             at.rounds.abandon(self._job, number, attempt, reason)
 
     def finish_round(
@@ -179,7 +204,12 @@ class JobRecord:
         note: str = "",
     ) -> None:
         """Keep a round's outcome. From here on it is never done again."""
-        with self._store.transaction() as at:
+        self._end_phase()
+        if "publish" in seconds:
+            self._note(Happening(EventKind.PHASE, "publish", number, attempt, seconds=seconds["publish"]))
+        self._note(Happening(EventKind.FINISHED, round=number, attempt=attempt, seconds=sum(seconds.values())))
+        self._told.clear()
+        with self._writing() as at:
             at.rounds.finish(
                 self._job,
                 number,
@@ -194,12 +224,22 @@ class JobRecord:
                 note=note,
             )
 
+    def dropped(self, phase: str, number: int, attempt: int, reasons: Mapping[str, str]) -> None:
+        """Firms dropped out of a phase, and why. Written with the next transaction. Who does not join is told once a
+        round, however often it is invited again."""
+        for firm, why in sorted(reasons.items()):
+            happening = Happening(EventKind.DROPPED, phase, number, attempt, firm, code=reason_code(why))
+            if phase == JOIN:
+                self._note_once(happening)
+            else:
+                self._note(happening)
+
     def show(self, situation: Situation) -> None:
         """Show where the job is. Writes only what changed."""
         if situation == self._last:
             return
-        self._last = situation
-        with self._store.transaction() as at:
+        self._turn_to(situation)
+        with self._writing() as at:
             at.progress.set(
                 self._job,
                 situation.phase,
@@ -209,3 +249,52 @@ class JobRecord:
                 members=situation.members,
                 waiting_for=situation.waiting_for,
             )
+
+    def _turn_to(self, situation: Situation) -> None:
+        """Time the phases by what is shown: one is over when the next is shown, or its attempt is."""
+        before, self._last = self._last, situation
+        if before is None or _place(before) != _place(situation):
+            if before is not None and situation.phase == before.phase == JOIN and situation.round == before.round:
+                self._end_wait(before)
+            self._end_phase(before)
+            self._phase_began = self._clock()
+            from_now_on(job=self._job, round=situation.round, attempt=situation.attempt, phase=situation.phase)
+        elif before.waiting_for and not situation.waiting_for:
+            self._last_awaited = before.waiting_for[0] if len(before.waiting_for) == 1 else None
+
+    def _end_phase(self, shown: Situation | None = None) -> None:
+        shown = shown or self._last
+        if shown is not None and self._phase_began is not None:
+            took = round(self._clock() - self._phase_began, 3)
+            firm = self._last_awaited if len(shown.members) > 1 else None
+            self._note(Happening(EventKind.PHASE, shown.phase, shown.round, shown.attempt, firm, took))
+        self._phase_began = self._last_awaited = None
+
+    def _end_wait(self, shown: Situation) -> None:
+        """Another attempt is made because too few firms joined this one."""
+        if self._phase_began is not None:
+            took = round(self._clock() - self._phase_began, 3)
+            self._note(Happening(EventKind.WAITING, JOIN, shown.round, shown.attempt, seconds=took))
+        self._phase_began = None
+
+    def _note(self, happening: Happening) -> None:
+        self._pending.append(happening)
+        logger.info("%s", happening.sentence)
+
+    def _note_once(self, happening: Happening) -> None:
+        """Put a fact down once a round, whatever the attempt."""
+        fact = replace(happening, attempt=None)
+        if fact not in self._told:
+            self._told.add(fact)
+            self._note(happening)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Transaction]:
+        with self._store.transaction() as at:
+            at.timeline.add(self._job, self._pending)
+            yield at
+        self._pending = []
+
+
+def _place(situation: Situation) -> tuple[str, int | None, int | None]:
+    return situation.phase, situation.round, situation.attempt

@@ -113,6 +113,7 @@ class Coordinator:
             with self._timed("join"):
                 invited = set(fixed.members) if fixed else self._joining.invited(excluded)
                 joins = self._joining.gather(keys, self._place(keys), invited)
+            self._record.dropped("join", number, self._attempt, self._joining.why_absent(invited - set(joins)))
             self._talk.aside = self._joining.sitting_out
             if fixed and set(joins) != set(fixed.members):
                 self._abandon(f"{', '.join(sorted(set(fixed.members) - set(joins)))} did not come back")
@@ -148,6 +149,7 @@ class Coordinator:
         settled = fixed.survivors if fixed else None
         with self._timed("update"):
             uploads = self._summing.gather_updates(attempt, plain, settled)
+        self._record.dropped("update", number, self._attempt, uploads.dropped)
         if self._terms.threshold is None:
             is_lost = bool(uploads.dropped)
         else:
@@ -161,6 +163,7 @@ class Coordinator:
             self._record.settle_attempt(number, self._attempt, attempt.survivors)
             with self._timed("vote"):
                 votes, silent = self._summing.gather_votes(attempt, uploads)
+            self._record.dropped("vote", number, self._attempt, silent)
             if len(votes) < self._terms.threshold:
                 self._abandon(f"too few firms agreed on the survivors: {_told(silent)}")
                 return silent

@@ -112,7 +112,8 @@ class Summing:
         """
         survivors, threshold = attempt.survivors, self._terms.threshold
         receipts = () if threshold else tuple(uploads.receipts[firm] for firm in survivors)
-        request = ReleaseRequest(self._digest, *attempt.place, receipts, uploads.votes)
+        # More votes than are needed would only be more for every firm to check.
+        request = ReleaseRequest(self._digest, *attempt.place, receipts, uploads.votes[:threshold])
         needed = threshold or len(survivors)
         releases: dict[str, Release] = {}
         problems: dict[str, str] = {}

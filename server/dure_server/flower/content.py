@@ -7,12 +7,14 @@ from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from dure_protocols.errors import MisuseError
+from dure_protocols.errors import MessageError, MisuseError
 from dure_protocols.frames import AnyArray
+from dure_protocols.npy import array_of_npy
 
 BODY_RECORD: Final = "dure"
 BODY_KEY: Final = "body"
 ARRAY_RECORD: Final = "arrays"
+ARRAY_FORM: Final = "numpy.ndarray"  # flwr's name for the bytes of a .npy file
 
 
 class HeldArray(Array):
@@ -23,7 +25,7 @@ class HeldArray(Array):
 
     def __init__(self, ndarray: AnyArray, sha256: str = "") -> None:
         self.__dict__.update(ndarray=ndarray, sha256=sha256)
-        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), "numpy.ndarray", b"")
+        super().__init__(str(ndarray.dtype), tuple(ndarray.shape), ARRAY_FORM, b"")
 
     @property
     def data(self) -> bytes:
@@ -68,6 +70,18 @@ def body_of(message: Message) -> bytes:
     if not isinstance(record, ConfigRecord) or set(record) != {BODY_KEY} or not isinstance(record[BODY_KEY], bytes):
         raise MisuseError("a message of Dure has its body, as bytes, in the record 'dure' and nothing else there")
     return bytes(record[BODY_KEY])
+
+
+def ndarray_of(array: Array) -> AnyArray:
+    """An array of a message as numpy's. Raises MessageError if it is not what it says.
+
+    `Array.numpy` would give a peer's bytes to `np.load`, which believes their lengths and also opens archives.
+    """
+    if isinstance(array, HeldArray):
+        return array.numpy()
+    if array.stype != ARRAY_FORM:
+        raise MessageError(f"an array of form {array.stype!r} came; {ARRAY_FORM!r} was expected")
+    return array_of_npy(array.data, array.dtype, tuple(array.shape))
 
 
 def arrays_of(message: Message) -> dict[str, Array]:

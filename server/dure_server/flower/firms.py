@@ -16,7 +16,7 @@ from dure_protocols.frames import DURE_MESSAGE_TYPE, raw_bytes
 from dure_protocols.messages import Hello, Present, decode, encode
 from dure_protocols.secagg.codec import Words
 from dure_server.coordinator.firms import Answer, Ask
-from dure_server.flower.content import HeldArray, arrays_of, body_of, content
+from dure_server.flower.content import HeldArray, arrays_of, body_of, content, ndarray_of
 from dure_server.flower.grid import GrpcGrid
 from dure_server.link.blobs import map_array, store_array
 
@@ -215,10 +215,10 @@ def _grid_answer(reply: Message) -> Answer:
     ask_id, node = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
     try:
         if not reply.has_error():
-            arrays = {name: array.numpy() for name, array in arrays_of(reply).items()}
+            arrays = {name: ndarray_of(array) for name, array in arrays_of(reply).items()}
             digests = {name: hashlib.sha256(raw_bytes(array)).digest() for name, array in arrays.items()}
             return Answer(ask_id, node, body_of(reply), arrays, digests)
         error = "app-failed"
-    except (DureError, TypeError, ValueError, EOFError, MemoryError):
+    except DureError:
         error = "malformed"
     return Answer(ask_id, node, error=error)

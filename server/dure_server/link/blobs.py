@@ -147,7 +147,7 @@ class BlobFolder:
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"this firm's quota of {self._quota_bytes} bytes is used up"
             )
         if shutil.disk_usage(folder).free < size_bytes - held + MIN_FREE_BYTES:
-            raise LinkRefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full")
+            raise _disk_is_full()
         return held
 
 
@@ -244,5 +244,10 @@ def flush_folder(folder: Path) -> None:
 
 def _storage_refusal(error: OSError) -> LinkRefusedError | OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return LinkRefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full")
+        return _disk_is_full()
     return error
+
+
+def _disk_is_full() -> LinkRefusedError:
+    """Not for good: the operator makes room, and the firm tries again until then."""
+    return LinkRefusedError(grpc.StatusCode.UNAVAILABLE, "the server's disk is full")

@@ -8,6 +8,7 @@ They do not exist on the firms' port. All of them may be repeated.
     Forget    drop messages whose replies are used up, and the blobs those brought
     ForgetRun drop all messages of a run
     Retract   delete released blobs that no message brings any more
+    Metrics   what the link counts, as Prometheus reads it
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -16,23 +17,26 @@ import grpc
 
 from dure_protocols.errors import MessageError
 from dure_protocols.frames import Envelope, node_id
-from dure_protocols.identity import check_firm_name
 from dure_server.link import desk_frames
 from dure_server.link.blobs import BlobFolder
 from dure_server.link.desk_frames import SERVICE, Parcel, ReplyQuery
 from dure_server.link.errors import abort
 from dure_server.link.exchange import Exchange
 from dure_server.link.journal import Journal, Pushed, Upload
+from dure_server.link.metrics import LinkMetrics
 
 
 class DeskService:
     """One link process's side towards the coordinators."""
 
-    def __init__(self, consortium: str, journal: Journal, blobs: BlobFolder, exchange: Exchange) -> None:
+    def __init__(
+        self, consortium: str, journal: Journal, blobs: BlobFolder, exchange: Exchange, metrics: LinkMetrics
+    ) -> None:
         self._consortium = consortium
         self._journal = journal
         self._blobs = blobs
         self._exchange = exchange
+        self._metrics = metrics
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The methods as gRPC serves them. Requests and answers are raw bytes."""
@@ -42,6 +46,7 @@ class DeskService:
             "Forget": self.forget,
             "ForgetRun": self.forget_run,
             "Retract": self.retract,
+            "Metrics": self.metrics,
         }
         methods = {name: grpc.unary_unary_rpc_method_handler(_unary(method)) for name, method in unary.items()}
         methods["Replies"] = grpc.unary_stream_rpc_method_handler(self._replies)
@@ -91,11 +96,15 @@ class DeskService:
                 self._blobs.drop_released(digest)
         return b""
 
+    async def metrics(self, _request: bytes) -> bytes:
+        """What the link counts. That it answers at all says that it works."""
+        return self._metrics.text()
+
     def _checked(self, parcel: Parcel) -> Pushed:
         envelope = Envelope.decode(parcel.envelope)
         if envelope.reply_to:
             raise MessageError("a reply came where a message to a firm was expected")
-        if envelope.dst_node != node_id(self._consortium, check_firm_name(parcel.firm)):
+        if envelope.dst_node != node_id(self._consortium, parcel.firm):
             raise MessageError(f"{envelope!r} is for node {envelope.dst_node}, which is not {parcel.firm}")
         return Pushed(parcel.firm, envelope, parcel.envelope)
 

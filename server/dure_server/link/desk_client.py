@@ -13,7 +13,7 @@ import grpc
 from dure_protocols.frames import MAX_ENVELOPE_BYTES, Envelope
 from dure_server.link import desk_frames
 from dure_server.link.desk_frames import PUSH_BYTES, SERVICE, Parcel, ReplyQuery
-from dure_server.link.errors import GridError
+from dure_server.link.errors import GridError, LinkAwayError
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _OPTIONS: Final = (
 
 
 class DeskClient:
-    """Methods raise GridError when the link refuses, or is not there for a minute."""
+    """Methods raise GridError when the link refuses, LinkAwayError when it is not there for a minute."""
 
     def __init__(self, socket: Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._socket = socket
@@ -88,6 +88,10 @@ class DeskClient:
         """Firm -> agent version of every agent that has a stream open."""
         return desk_frames.decode_presence(self._ask("Connected", b""))
 
+    def metrics(self) -> bytes:
+        """What the link counts, as Prometheus reads it."""
+        return self._ask("Metrics", b"")
+
     def forget(self, ids: Sequence[str]) -> None:
         """Drop messages, their replies and the blobs those brought."""
         if ids:
@@ -113,7 +117,7 @@ class DeskClient:
                 return attempt(max(0.001, deadline - time.monotonic()))
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise GridError(
+                    raise LinkAwayError(
                         f"the link did not answer on {self._socket} within {self._patience_seconds:.0f} s: "
                         "is `dure-server run` running?"
                     ) from error

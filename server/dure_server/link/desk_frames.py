@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dure_protocols.errors import MessageError
+from dure_protocols.errors import IdentityError, MessageError
 from dure_protocols.frames import MAX_ENVELOPE_BYTES, is_blob_digest, is_message_id
+from dure_protocols.identity import check_firm_name
 from dure_protocols.wire import Reader, Writer
 
 SERVICE: Final = "dure.link.Desk"
@@ -30,7 +31,7 @@ class Parcel:
     @classmethod
     def read(cls, reader: Reader) -> "Parcel":
         """Take it back out."""
-        return cls(reader.text(63), reader.blob(MAX_ENVELOPE_BYTES))
+        return cls(_read_firm(reader), reader.blob(MAX_ENVELOPE_BYTES))
 
     def encode(self) -> bytes:
         """One parcel alone: an item of the Replies stream."""
@@ -75,7 +76,7 @@ class ReplyQuery:
     def decode(cls, data: bytes) -> "ReplyQuery":
         """Read the request."""
         reader = Reader(data)
-        wait = reader.u8() == 1
+        wait = reader.flag()
         query = cls(tuple(reader.items(_read_id, MAX_IDS)), wait)
         reader.end()
         return query
@@ -112,9 +113,11 @@ def encode_presence(connected: dict[str, str]) -> bytes:
 def decode_presence(data: bytes) -> dict[str, str]:
     """Read which firms are connected, with which agent version."""
     reader = Reader(data)
-    connected = dict(reader.items(lambda item: (item.text(63), item.text(64)), MAX_IDS))
+    listed = reader.items(lambda item: (_read_firm(item), item.text(64)), MAX_IDS)
     reader.end()
-    return connected
+    if listed != sorted(dict(listed).items()):
+        raise MessageError("firms are listed once each, in the order of their names; they came otherwise")
+    return dict(listed)
 
 
 def encode_run(run_id: int) -> bytes:
@@ -127,7 +130,16 @@ def decode_run(data: bytes) -> int:
     reader = Reader(data)
     run_id = reader.u64()
     reader.end()
+    if run_id >= 1 << 63:
+        raise MessageError("run numbers have 63 bits")
     return run_id
+
+
+def _read_firm(reader: Reader) -> str:
+    try:
+        return check_firm_name(reader.text(63))
+    except IdentityError as error:
+        raise MessageError(str(error)) from error
 
 
 def _read_id(reader: Reader) -> str:

@@ -1,6 +1,7 @@
 """What an agent may ask of the link: the methods of the firms' port. Every one has passed the gate.
 
-Subscribe  stream down   what is unanswered, then every message at once; the open stream is the firm's liveness
+Subscribe  stream down   the protocol chosen and the server's time (Welcome), what is unanswered, then every message at
+                         once; the open stream is the firm's liveness
 Reply      unary         the first reply to a message counts, and only when its blobs are whole
 Upload     both ways     Announce up, Stored down, the rest of the blob up, Stored (complete) down
 Download   stream down   a blob that a message to this firm released, from an offset on
@@ -13,11 +14,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from importlib.metadata import version
+from typing import NoReturn
 
 import grpc
 
 from dure_protocols.errors import IdentityError
-from dure_protocols.frames import MAX_CSR_BYTES, MAX_REQUEST_BYTES, Announce, Envelope, Fetch, Subscribe
+from dure_protocols.frames import MAX_CSR_BYTES, MAX_REQUEST_BYTES, Announce, Envelope, Fetch, Subscribe, Welcome
+from dure_protocols.versions import SPOKEN, ProtocolRange, chosen_protocol, refusal_sentence
 from dure_server.link.blobs import BlobFolder
 from dure_server.link.errors import LinkRefusedError
 from dure_server.link.exchange import Exchange
@@ -32,19 +36,35 @@ Renew = Callable[[str, bytes], bytes]
 """(firm, signing request as PEM) -> certificate as PEM; raises IdentityError. Called from a thread of its own."""
 Presence = Callable[[str, bool, str], None]
 """(firm, is connected, agent version): told when an agent comes or goes. Called from the same thread."""
+Refused = Callable[[str, str, str], None]
+"""(firm, agent version, why): told when an agent is refused for its version. Called from the same thread."""
 
 
 class FirmService:
     """One link process's side towards the agents."""
 
     def __init__(
-        self, journal: Journal, blobs: BlobFolder, exchange: Exchange, renew: Renew, presence: Presence
+        self,
+        journal: Journal,
+        blobs: BlobFolder,
+        exchange: Exchange,
+        *,
+        renew: Renew,
+        presence: Presence,
+        refused: Refused,
+        protocols: ProtocolRange = SPOKEN,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`protocols`: what is spoken with agents; `clock`: Unix time in seconds, which agents are told."""
         self._journal = journal
         self._blobs = blobs
         self._exchange = exchange
         self._renew = renew
         self._presence = presence
+        self._refused = refused
+        self._protocols = protocols
+        self._clock = clock
+        self._version = version("dure")
         self._thread = ThreadPoolExecutor(1, "membership")
 
     def handlers(self, gate: Gate) -> grpc.GenericRpcHandler:
@@ -61,13 +81,29 @@ class FirmService:
         )
 
     async def subscribe(self, caller: Caller, request: bytes) -> AsyncGenerator[bytes]:
-        """Every unanswered message, then each new one at once, until the agent goes or connects anew."""
-        version = Subscribe.decode(_limited(request, MAX_REQUEST_BYTES)).agent_version
+        """Every unanswered message, then each new one at once, until the agent goes or connects anew.
+
+        An agent without a protocol in common hears which version to install, and the operator sees it, too.
+        """
+        asked = Subscribe.decode(_limited(request, MAX_REQUEST_BYTES))
+        protocol = chosen_protocol(self._protocols, asked.protocols)
+        if protocol is None:
+            await self._refuse_version(caller.firm, asked)
+        else:
+            async with aclosing(self._deliver(caller.firm, asked, protocol)) as items:
+                async for item in items:
+                    yield item
+        raise LinkRefusedError(grpc.StatusCode.ABORTED, "a newer connection of this firm took over")
+
+    async def _deliver(self, firm: str, asked: Subscribe, protocol: int) -> AsyncGenerator[bytes]:
+        agent_version = asked.agent_version
         try:
-            with self._exchange.subscribed(caller.firm, version) as subscription:
-                await self._tell_presence(caller.firm, True, version)
+            with self._exchange.subscribed(firm, agent_version) as subscription:
+                if asked.expects_welcome:
+                    yield Welcome(self._version, protocol, self._clock()).encode()
+                await self._tell_presence(firm, True, agent_version)
                 sent = set()
-                for message_id, body in await self._journal.unanswered(caller.firm, time.time()):
+                for message_id, body in await self._journal.unanswered(firm, self._clock()):
                     sent.add(message_id)
                     yield body
                 while (message := await subscription.news.get()) is not None:
@@ -75,9 +111,8 @@ class FirmService:
                         yield message.body
                     sent.discard(message.envelope.message_id)  # pushed between subscribing and reading the journal
         finally:
-            if caller.firm not in self._exchange.connected():
-                await self._tell_presence(caller.firm, False, version)
-        raise LinkRefusedError(grpc.StatusCode.ABORTED, "a newer connection of this firm took over")
+            if firm not in self._exchange.connected():
+                await self._tell_presence(firm, False, agent_version)
 
     async def reply(self, caller: Caller, request: bytes) -> bytes:
         """Record a reply.
@@ -131,10 +166,20 @@ class FirmService:
         except IdentityError as error:
             raise LinkRefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
 
-    async def _tell_presence(self, firm: str, connected: bool, version: str) -> None:
+    async def _refuse_version(self, firm: str, asked: Subscribe) -> NoReturn:
+        why = refusal_sentence(asked.agent_version, asked.protocols, self._version, self._protocols)
+        logger.warning("%s is refused: %s", firm, why)
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._presence, firm, connected, version)
+            await loop.run_in_executor(self._thread, self._refused, firm, asked.agent_version, why)
+        except Exception:
+            logger.exception("could not note that %s is refused for its version", firm)
+        raise LinkRefusedError(grpc.StatusCode.FAILED_PRECONDITION, why)
+
+    async def _tell_presence(self, firm: str, connected: bool, agent_version: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._presence, firm, connected, agent_version)
         except Exception:
             logger.exception("could not note that %s is %s", firm, "here" if connected else "gone")
 

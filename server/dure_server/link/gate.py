@@ -13,6 +13,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from dure_protocols.certificates import CertificateFacts, read_certificate
 from dure_protocols.errors import IdentityError
 from dure_protocols.identity import check_firm_name
-from dure_server.link.errors import LinkRefusedError, abort
+from dure_protocols.logs import from_now_on
+from dure_server.link.errors import LinkRefusedError, abort, status_of
+from dure_server.link.metrics import LinkMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,10 @@ def system_clock() -> datetime:
     return datetime.now(UTC)
 
 
+Admitted = Callable[[], AbstractSet[tuple[str, str]]]
+"""(firm, fingerprint) of all that may speak now, by one question to the store. Called from the same thread."""
+
+
 @dataclass(frozen=True)
 class Caller:
     """The firm that makes a request, by its verified certificate."""
@@ -54,9 +61,12 @@ class Caller:
 class Gate:
     """Admits callers to the firms' port, and cuts off those that are no longer admitted."""
 
-    def __init__(self, admit: Admit, clock: Clock = system_clock) -> None:
-        self._ask = admit
+    def __init__(
+        self, admit: Admit, admitted: Admitted, clock: Clock = system_clock, metrics: LinkMetrics | None = None
+    ) -> None:
+        self._ask, self._ask_all = admit, admitted
         self._clock = clock
+        self._metrics = metrics or LinkMetrics()
         self._thread = ThreadPoolExecutor(1, "admission")
         self._open: dict[Caller, set[asyncio.Task[Any]]] = {}
         self._cut_off: dict[asyncio.Task[Any], str] = {}
@@ -68,10 +78,12 @@ class Gate:
 
         @functools.wraps(method)
         async def handler(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            try:
-                return await method(await self._admit(context), request)
-            except Exception as error:  # noqa: BLE001  # every error leaves through one door
-                await abort(context, error)
+            with self._metrics.call(method.__name__) as call:
+                try:
+                    return call.sent(await method(await self._admit(context), call.received(request)))
+                except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                    call.status = status_of(error)
+                    await abort(context, error)
 
         return handler
 
@@ -82,15 +94,18 @@ class Gate:
 
         @functools.wraps(method)
         async def handler(request: Any, context: grpc.aio.ServicerContext) -> None:
-            try:
-                caller = await self._admit(context)
-                # Written here and not yielded, so that a cancellation always reaches the method and ends it at once.
-                with self._watched(caller):
-                    async with aclosing(method(caller, request)) as items:
-                        async for item in items:
-                            await context.write(item)
-            except Exception as error:  # noqa: BLE001  # every error leaves through one door
-                await abort(context, error)
+            with self._metrics.call(method.__name__) as call:
+                try:
+                    caller = await self._admit(context)
+                    await context.send_initial_metadata(())  # the agent sees that it is in before anything is said
+                    # Written and not yielded, so that a cancellation always reaches the method and ends it at once.
+                    with self._watched(caller):
+                        async with aclosing(method(caller, call.received(request))) as items:
+                            async for item in items:
+                                await context.write(call.sent(item))
+                except Exception as error:  # noqa: BLE001  # every error leaves through one door
+                    call.status = status_of(error)
+                    await abort(context, error)
 
         return handler
 
@@ -98,13 +113,28 @@ class Gate:
         """For ever: look again whether those with open streams are still admitted."""
         while True:
             await asyncio.sleep(RECHECK_SECONDS)
-            for caller in list(self._open):
+            for caller in await self._doubtful():
                 try:
                     await self._check(caller)
                 except IdentityError as error:
                     self._cut(caller, str(error))
                 except Exception:
                     logger.exception("whether %s is still admitted could not be asked; its streams stay", caller.firm)
+
+    async def _doubtful(self) -> list[Caller]:
+        """Those with open streams that have to be asked about one by one: most often nobody."""
+        loop = asyncio.get_running_loop()
+        try:
+            admitted = await loop.run_in_executor(self._thread, self._ask_all)
+        except Exception:
+            logger.exception("who is still admitted could not be asked; all streams stay")
+            return []
+        now = self._clock()
+        return [
+            caller
+            for caller in self._open
+            if (caller.firm, caller.certificate.fingerprint) not in admitted or not caller.certificate.is_valid_at(now)
+        ]
 
     def _cut(self, caller: Caller, reason: str) -> None:
         tasks = self._open.get(caller, set())
@@ -137,6 +167,7 @@ class Gate:
             raise LinkRefusedError(
                 grpc.StatusCode.UNAUTHENTICATED, "a client certificate issued by `dure-agent join` is needed"
             ) from error
+        from_now_on(firm=caller.firm)
         try:
             await self._check(caller)
         except IdentityError as error:
@@ -156,7 +187,7 @@ def _identify(pem: bytes) -> Caller:
     facts = read_certificate(pem)
     try:
         usage = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError) as error:
         raise IdentityError("the certificate does not say what it is for") from error
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
         raise IdentityError("the certificate is not for clients")

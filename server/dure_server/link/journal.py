@@ -7,6 +7,7 @@ disk flushes and not a hundred. Another thread reads; it sees what is committed,
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ def open_engine(url: str) -> Engine:
 class Journal:
     """Messages and replies. Methods may be awaited from one event loop; each returns when its effect is durable."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, committed: Callable[[float], None] = lambda _: None) -> None:
+        """`committed` is told how many seconds each transaction took, from the thread that commits."""
         self._engine = engine
+        self._committed = committed
         self._reader = ThreadPoolExecutor(1, "journal-reader")
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_for_ever, name="journal-writer", daemon=True)
@@ -241,6 +244,7 @@ class Journal:
                 return
 
     def _commit(self, batch: Sequence[_Write]) -> None:
+        began = time.monotonic()
         try:
             with self._engine.begin() as connection:
                 results = [write.work(connection) for write in batch]
@@ -251,6 +255,7 @@ class Journal:
             for write in batch:  # one bad write must not take the others with it
                 self._commit([write])
             return
+        self._committed(time.monotonic() - began)
         for write, result in zip(batch, results, strict=True):
             write.done.set_result(result)
 

@@ -19,6 +19,11 @@ class StoreMembership:
         if owner != firm:
             raise IdentityError("this certificate was issued to another firm; talk to the consortium's operator")
 
+    def admitted(self) -> frozenset[tuple[str, str]]:
+        """(firm, fingerprint) of every certificate that may be used now."""
+        with self._store.reading() as transaction:
+            return transaction.certificates.admitted()
+
     def renew(self, firm: str, csr_pem: bytes) -> bytes:
         """A new certificate for the firm that the gate has admitted. Raises IdentityError on a bad request."""
         with self._store.transaction() as transaction:
@@ -31,3 +36,8 @@ class StoreMembership:
         """Note that a firm's agent was here just now."""
         with self._store.transaction() as transaction:
             transaction.firms.seen(firm, agent_version if connected else None)
+
+    def refused(self, firm: str, agent_version: str, why: str) -> None:
+        """Note that a firm's agent was refused for its version, for the operator to see until it connects."""
+        with self._store.transaction() as transaction:
+            transaction.firms.refused(firm, agent_version, why)

@@ -20,15 +20,18 @@ import grpc
 
 from dure_protocols.errors import DureError
 from dure_protocols.frames import MAX_ENVELOPE_BYTES
+from dure_protocols.versions import SPOKEN, ProtocolRange
 from dure_server.link.blobs import DEFAULT_MAX_UPLOAD_BYTES, DEFAULT_QUOTA_BYTES, PART, BlobFolder
 from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
-from dure_server.link.firms import FirmService, Presence, Renew
-from dure_server.link.gate import Admit, Gate
+from dure_server.link.firms import FirmService, Presence, Refused, Renew
+from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
+from dure_server.link.metrics import LinkMetrics
+from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
 
@@ -77,6 +80,7 @@ class LinkSettings:
     store_url: str
     max_blob_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     quota_bytes: int = DEFAULT_QUOTA_BYTES
+    protocols: ProtocolRange = SPOKEN
 
     def __repr__(self) -> str:
         return f"LinkSettings({self.consortium}, {self.bind_host}:{self.port})"
@@ -87,33 +91,45 @@ class Membership:
     """What the link asks the store about firms. The functions are called from threads of the link."""
 
     admit: Admit
+    admitted: Admitted
     renew: Renew
     presence: Presence
+    refused: Refused
 
 
 async def serve(settings: LinkSettings, membership: Membership) -> None:
     """Serve until SIGTERM or SIGINT. Raises LinkStartError if something is in the way."""
     with _one_link(settings.lock_file):
-        journal = Journal(open_engine(settings.store_url))
+        metrics = LinkMetrics()
+        journal = Journal(open_engine(settings.store_url), metrics.committed)
         try:
-            await _serve(settings, membership, journal)
+            await _serve(settings, membership, journal, metrics)
         finally:
             journal.close()
 
 
-async def _serve(settings: LinkSettings, membership: Membership, journal: Journal) -> None:
+async def _serve(settings: LinkSettings, membership: Membership, journal: Journal, metrics: LinkMetrics) -> None:
     blobs = BlobFolder(
         settings.uploads,
         settings.released,
         max_blob_bytes=settings.max_blob_bytes,
         quota_bytes=settings.quota_bytes,
     )
-    exchange, gate = Exchange(), Gate(membership.admit)
+    exchange, gate = Exchange(), Gate(membership.admit, membership.admitted, metrics=metrics)
     # Two servers, so that the coordinators' methods do not exist on the firms' port.
     firms, desk = grpc.aio.server(options=FIRM_OPTIONS), grpc.aio.server(options=DESK_OPTIONS)
-    service = FirmService(journal, blobs, exchange, membership.renew, membership.presence)
+    service = FirmService(
+        journal,
+        blobs,
+        exchange,
+        renew=membership.renew,
+        presence=membership.presence,
+        refused=membership.refused,
+        protocols=settings.protocols,
+    )
     firms.add_generic_rpc_handlers((service.handlers(gate),))
-    desk.add_generic_rpc_handlers((DeskService(settings.consortium, journal, blobs, exchange).handlers(),))
+    at_desk = DeskService(settings.consortium, journal, blobs, exchange, metrics)
+    desk.add_generic_rpc_handlers((at_desk.handlers(),))
     port = _listen(firms, settings)
     _listen_on_socket(desk, settings.desk_socket)
     await desk.start()
@@ -193,28 +209,33 @@ async def sweep(journal: Journal, blobs: BlobFolder, now: float) -> None:
             blobs.drop_upload(upload)
 
 
-def main(home: Path) -> int:
+def link_settings(server: ServerHome) -> LinkSettings:
+    """What a server's home says of its link. Raises SettingsError or LinkStartError."""
+    settings = server.settings()
+    return LinkSettings(
+        consortium=settings.consortium,
+        bind_host=settings.bind_host,
+        port=settings.link_port,
+        desk_socket=server.desk_socket,
+        lock_file=server.path / "link.lock",
+        uploads=server.uploads,
+        released=server.released,
+        server_key=_read(server.server_key_file),
+        server_certificate=_read(server.server_certificate_file),
+        root_certificate=_read(server.root_file),
+        store_url=server.store_url(settings),
+    )
+
+
+def main(home: Path, *, as_json: bool = False) -> int:
     """Run the link of a server home until it is told to stop. The exit code; errors go to stderr as one sentence."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    log_to_stderr("link", as_json=as_json)
     server = ServerHome(home)
     try:
-        settings = server.settings()
-        store_url = server.store_url(settings)
-        link = LinkSettings(
-            consortium=settings.consortium,
-            bind_host=settings.bind_host,
-            port=settings.link_port,
-            desk_socket=server.desk_socket,
-            lock_file=home / "link.lock",
-            uploads=server.uploads,
-            released=server.released,
-            server_key=_read(server.server_key_file),
-            server_certificate=_read(server.server_certificate_file),
-            root_certificate=_read(server.root_file),
-            store_url=store_url,
-        )
-        store = StoreMembership(Store.open(store_url), server.authority())
-        asyncio.run(serve(link, Membership(store.admit, store.renew, store.presence)))
+        link = link_settings(server)
+        store = StoreMembership(Store.open(link.store_url), server.authority())
+        membership = Membership(store.admit, store.admitted, store.renew, store.presence, store.refused)
+        asyncio.run(serve(link, membership))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

@@ -11,12 +11,16 @@ its name, public keys, states and times. No secret is: invitations are kept as h
 """
 
 from dure_server.store.database import Store, Transaction
-from dure_server.store.errors import SchemaError, StoreConflictError, StoreError, UnknownRowError
-from dure_server.store.tables import FirmStatus, JobState, RoundState, SignoffState
+from dure_server.store.errors import LeaseTakenError, SchemaError, StoreConflictError, StoreError, UnknownRowError
+from dure_server.store.tables import EventKind, FirmStatus, JobState, RoundState, SignoffState
+from dure_server.store.timeline import Happening
 
 __all__ = [
+    "EventKind",
     "FirmStatus",
+    "Happening",
     "JobState",
+    "LeaseTakenError",
     "RoundState",
     "SchemaError",
     "SignoffState",

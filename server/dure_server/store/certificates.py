@@ -45,17 +45,34 @@ class Certificates:
         (1) The root issued the certificate and it is in this store. (2) It has not expired. (3) It was not revoked.
         (4) The firm is approved. Raises IdentityError with a reason that the firm's own people may read.
         """
-        row = self.find(fingerprint)
-        if row is None:  # (1)
+        found = self._session.execute(
+            select(Certificate.not_after, Certificate.revoked_at, Firm)
+            .join(Firm, Firm.name == Certificate.firm)
+            .where(Certificate.fingerprint == fingerprint)
+        ).one_or_none()
+        if found is None:  # (1)
             raise IdentityError("this certificate is unknown to the consortium; ask the operator for an invitation")
-        if self._now > row.not_after:  # (2)
-            raise IdentityError(f"the certificate expired at {row.not_after:%Y-%m-%d %H:%M} UTC; ask for an invitation")
-        if row.revoked_at is not None:  # (3)
+        not_after, revoked_at, firm = found
+        if self._now > not_after:  # (2)
+            raise IdentityError(f"the certificate expired at {not_after:%Y-%m-%d %H:%M} UTC; ask for an invitation")
+        if revoked_at is not None:  # (3)
             raise IdentityError("this certificate was revoked; talk to the consortium's operator")
-        firm = self._session.get_one(Firm, row.firm)
         if firm.status is not FirmStatus.APPROVED:  # (4)
             raise IdentityError(f"{firm.name} is {firm.status.value}, not approved; talk to the consortium's operator")
         return firm
+
+    def admitted(self) -> frozenset[tuple[str, str]]:
+        """(firm, fingerprint) of every certificate that `admit` lets pass now; one question, however many."""
+        usable = (
+            select(Certificate.firm, Certificate.fingerprint)
+            .join(Firm, Firm.name == Certificate.firm)
+            .where(
+                Certificate.revoked_at.is_(None),
+                Certificate.not_after >= self._now,
+                Firm.status == FirmStatus.APPROVED,
+            )
+        )
+        return frozenset((row.firm, row.fingerprint) for row in self._session.execute(usable))
 
     def revoke_all(self, firm: str) -> None:
         """Revoke every certificate of a firm."""

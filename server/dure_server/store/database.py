@@ -1,10 +1,12 @@
 """Opening the store, its schema's version, and the transaction that hands out repositories."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
@@ -20,12 +22,14 @@ from dure_server.store.errors import SchemaError, StoreError
 from dure_server.store.firms import Firms
 from dure_server.store.invitations import Invitations
 from dure_server.store.jobs import Jobs
+from dure_server.store.lease import lease
 from dure_server.store.progress import ProgressBoard
 from dure_server.store.rounds import Rounds
 from dure_server.store.signoffs import Signoffs
+from dure_server.store.timeline import Timeline
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0004"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
@@ -87,6 +91,11 @@ class Transaction:
         return ProgressBoard(self.session, self.now)
 
     @cached_property
+    def timeline(self) -> Timeline:
+        """What happened in each job."""
+        return Timeline(self.session, self.now)
+
+    @cached_property
     def audit(self) -> Audit:
         """The hash-chained log of acts."""
         return Audit(self.session, self.now)
@@ -99,6 +108,8 @@ class Store:
         self._engine = engine
         self._writing = engine.execution_options(**{_WRITES: True})
         self._clock = clock
+        self.observe: Callable[[str, float], None] = lambda _, __: None
+        """Told after each transaction its kind (read, write) and its seconds."""
 
     @classmethod
     def open(cls, url: str, clock: Callable[[], datetime] = utc_now) -> "Store":
@@ -121,18 +132,22 @@ class Store:
         On SQLite it takes the write lock at once (BEGIN IMMEDIATE): a transaction that reads first and asks for the
         lock later would fail at once, without waiting, where another has written in between.
         """
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._timed("write"), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield Transaction(session, self._clock())
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A transaction that sees one state of the store and never writes: whatever was changed is rolled back."""
-        with Session(self._engine, expire_on_commit=False) as session:
+        with self._timed("read"), Session(self._engine, expire_on_commit=False) as session:
             try:
                 yield Transaction(session, self._clock())
             finally:
                 session.expunge_all()
                 session.rollback()
+
+    def lease(self, name: str, lock_file: Path, lost: Callable[[], None]) -> AbstractContextManager[None]:
+        """Be the only process that is `name` while the block runs; see `lease.lease`. Raises LeaseTakenError."""
+        return lease(self._engine, name, lock_file, lost)
 
     def check_schema(self) -> None:
         """Raise SchemaError unless the tables are exactly of this program's version."""
@@ -166,6 +181,12 @@ class Store:
     def close(self) -> None:
         """Give back all connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.observe(kind, time.monotonic() - began)
 
     def _version(self) -> str | None:
         try:

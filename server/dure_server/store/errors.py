@@ -3,6 +3,7 @@
 StoreError                the store cannot be opened or reached
 ├── SchemaError           its tables are of another version than this program's
 ├── UnknownRowError       a firm, job, round … that is not there
+├── LeaseTakenError       another process does what only one may do
 └── StoreConflictError    a change that what is stored forbids: a job's state, a name that is taken
 """
 
@@ -23,3 +24,7 @@ class UnknownRowError(StoreError):
 
 class StoreConflictError(StoreError):
     """What is stored forbids the change."""
+
+
+class LeaseTakenError(StoreError):
+    """Another process does what only one may do at a time."""

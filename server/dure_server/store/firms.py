@@ -98,7 +98,13 @@ class Firms:
         if agent_version is None:
             row.connected_since = None
         else:
-            row.agent_version, row.connected_since = agent_version, self._now
+            row.agent_version, row.connected_since, row.link_refusal = agent_version, self._now, None
+        self._session.flush()
+
+    def refused(self, name: str, agent_version: str, why: str) -> None:
+        """The link tells that it refused a firm's agent of this version, in a sentence for the operator."""
+        row = self.get(name)
+        row.last_seen_at, row.agent_version, row.link_refusal = self._now, agent_version, why
         self._session.flush()
 
     def forget_connections(self) -> None:

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from dure_protocols.job import JobFile
 from dure_server.store.errors import StoreConflictError, UnknownRowError
-from dure_server.store.tables import Job, JobState
+from dure_server.store.tables import EventKind, Job, JobState
+from dure_server.store.timeline import Happening, Timeline
 
 _NEXT = {
     JobState.PROPOSED: {JobState.RUNNING, JobState.STOPPED, JobState.FAILED},
@@ -72,6 +73,8 @@ class Jobs:
             )
         if state is JobState.RUNNING and row.started_at is None:
             row.started_at = self._now
+        if state is not row.state:
+            Timeline(self._session, self._now).add(job, [Happening(EventKind.STATE, code=state.value)])
         row.ended_at = (row.ended_at if state is row.state else self._now) if state in _ENDED else None
         row.state, row.reason, row.changed_at = state, reason, self._now
         self._session.flush()

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Dialect,
     Enum,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -86,6 +87,27 @@ class RoundState(StrEnum):
     ABANDONED = "abandoned"
 
 
+class EventKind(StrEnum):
+    """What an event of a job's timeline tells."""
+
+    STATE = "state"
+    """The job's new state, which is the code."""
+    COORDINATOR = "coordinator"
+    """A coordinator process took the job up."""
+    SIGNOFF = "signoff"
+    """A firm approved the job (code "approved") or refused it."""
+    PHASE = "phase"
+    """A phase ended."""
+    DROPPED = "dropped"
+    """A firm dropped out of a phase, and why."""
+    WAITING = "waiting"
+    """Too few firms were ready."""
+    ABANDONED = "abandoned"
+    """An attempt was given up."""
+    FINISHED = "finished"
+    """A round's sum was published."""
+
+
 def _words(kind: type[StrEnum]) -> Enum:
     """Stored as the enum's words, checked here; no database type that a migration would have to alter."""
     return Enum(kind, native_enum=False, length=16, values_callable=lambda words: [word.value for word in words])
@@ -134,6 +156,8 @@ class Firm(Base):
     """When the firm's agent last connected or disconnected."""
     connected_since: Mapped[datetime | None] = mapped_column(UtcTime)
     """None while the firm's agent is not connected."""
+    link_refusal: Mapped[str | None] = mapped_column(Text)
+    """Why the link refused the firm's agent when it came last, in a sentence; None once it is connected."""
 
 
 class Invitation(Base):
@@ -256,6 +280,36 @@ class Progress(Base):
     sentence: Mapped[str] = mapped_column(Text)
     """Why we wait, for a person."""
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
+
+
+class Event(Base):
+    """One event of a job's timeline. The numbers grow with time, over all jobs."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "job", "number"),)
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[datetime] = mapped_column(UtcTime)
+    """When it was over."""
+    kind: Mapped[EventKind] = mapped_column(_words(EventKind))
+    phase: Mapped[str | None] = mapped_column(String(32))
+    round_number: Mapped[int | None] = mapped_column(Integer)
+    attempt: Mapped[int | None] = mapped_column(Integer)
+    firm: Mapped[str | None] = mapped_column(Name)
+    seconds: Mapped[float | None]
+    code: Mapped[str | None] = mapped_column(String(64))
+
+
+class EventCount(Base):
+    """How many events of a kind and code a job ever had; never pruned."""
+
+    __tablename__ = "event_counts"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    kind: Mapped[EventKind] = mapped_column(_words(EventKind), primary_key=True)
+    code: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger)
 
 
 class AuditEvent(Base):

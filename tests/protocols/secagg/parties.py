@@ -24,6 +24,7 @@ from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribu
 from dure_protocols.secagg.disclosure import Disclosures
 from dure_protocols.secagg.firm import FirmSession
 from dure_protocols.secagg.server import Attempt, establish_for
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag
 from dure_protocols.secagg.terms import Terms
 
 MODEL = sha256(b"model").digest()
@@ -113,7 +114,8 @@ class Parties:
         """Add what a firm gives to words, which hold masks or zeros."""
         place = list(self.sessions).index(name)
         given = Contribution(self.updates[name], 1.0, 1, np.array([float(place)]))
-        add_contribution(words, self.layout, given, clip=1.0, rounding=place, tag_key=tag_key)
+        tag = OwnTag(tag_key, name, self.randomness(BLINDING_BYTES))
+        add_contribution(words, self.layout, given, clip=1.0, rounding=place, tag=tag)
         return words
 
     def masked(self, session, name, cohort):

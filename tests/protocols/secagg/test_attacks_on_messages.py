@@ -181,7 +181,13 @@ def _told_apart(message, other) -> Iterator[Change]:
         return
     differ = [f.name for f in fields(message) if getattr(message, f.name) != getattr(other, f.name)]
     for name in differ:
-        yield Change("deliveries.shares" if name == "deliveries" else name, other)
+        yield Change(_part_of_deliveries(message, other) if name == "deliveries" else name, other)
+
+
+def _part_of_deliveries(message, other):
+    """Shares that do not open are complained of and harm nobody; who dealt them is no share."""
+    dealers = ([delivery.dealer for delivery in changed.deliveries] for changed in (message, other))
+    return "deliveries.shares" if next(dealers) == next(dealers) else "deliveries.dealer"
 
 
 @MODES

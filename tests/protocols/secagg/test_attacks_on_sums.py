@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dure_protocols.errors import MessageError, RefusalCode
 from dure_protocols.secagg import rows, tags
 from dure_protocols.secagg.codec import VectorLayout, carries_tag
+from dure_protocols.secagg.layout import TAG_WORDS
 from dure_protocols.secagg.masks import tag_key
 from dure_protocols.secagg.terms import mask_context
 from tests.protocols.secagg.parties import MODEL, OTHER_MODEL, Opened, Parties, refused
@@ -100,8 +101,8 @@ def test_a_sum_of_the_members_in_another_order_of_parameters_is_refused(mode):
     ("published", "model"),
     [
         ({"attempt": 2}, MODEL),
-        ({"round": 2}, MODEL),
-        ({"round": 0}, MODEL),
+        ({"round": 3}, MODEL),
+        ({"round": 1}, MODEL),
         ({}, OTHER_MODEL),
     ],
     ids=["attempt", "later round", "earlier round", "model"],
@@ -111,7 +112,7 @@ def test_a_sum_of_another_attempt_round_or_model_is_refused(mode, published, mod
     names, threshold = mode
     parties = Parties(names, threshold=threshold).establish()
     others = names[:-1]
-    opened = parties.run(who=others)
+    opened = parties.run((1, 2, 1), who=others)
     spectator = parties.sessions[names[-1]]
     spectator.check_sum(opened.published, opened.total, parties.layout, MODEL)
     with refused(RefusalCode.FALSE_SUM):
@@ -175,7 +176,7 @@ def bare_vector(parties, opened, name):
 @MODES
 @pytest.mark.parametrize("factor", [-1, 1], ids=["left out", "added twice"])
 def test_a_sum_with_one_vector_left_out_or_added_twice_is_refused(mode, factor):
-    """The tag is linear and would agree: the firms word tells."""
+    """The tag is linear: the firms word tells, and the members' constants."""
     parties, opened = a_round(mode)
     vector = bare_vector(parties, opened, "a")
     words = opened.total + vector if factor == 1 else opened.total - vector
@@ -185,9 +186,95 @@ def test_a_sum_with_one_vector_left_out_or_added_twice_is_refused(mode, factor):
 @MODES
 @pytest.mark.parametrize("factor", [0, 2, 3])
 def test_a_sum_scaled_is_refused(mode, factor):
-    """The tag is linear and would agree: the firms word tells."""
+    """The tag is linear: the firms word tells, and the members' constants."""
     parties, opened = a_round(mode)
     refused_by_everyone(RefusalCode.FALSE_SUM, parties, opened, opened.total * np.uint64(factor))
+
+
+SEVEN = "abcdefg"
+
+
+def opened_by_five(parties, uploading):
+    """A sum over those who upload, opened by a to e: the others are not told who else is in it."""
+    joins = parties.join(who=SEVEN)
+    uploads = parties.upload(joins, who=uploading)
+    votes = parties.votes(uploads, who="abcde")
+    server = parties.filled(joins, uploads)
+    request = parties.release_request(uploads, votes=votes)
+    total = server.unmask({name: parties.sessions[name].release(request) for name in "abcde"})
+    return total, parties.published(server, total)
+
+
+def test_a_sum_under_as_many_other_names_is_refused_by_a_member_that_did_not_release():
+    """Else its guard against differencing would note a cohort that was never summed."""
+    parties = Parties(SEVEN, threshold=5, minimum_difference=2).establish()
+    total, published = opened_by_five(parties, "abcdef")
+    parties.sessions["f"].check_sum(published, total, parties.layout, MODEL)
+    for members in ("abcdeg", "abcdfg", "bcdefg"):
+        with refused(RefusalCode.FALSE_SUM):
+            lie = replace(published, members=tuple(members))
+            parties.sessions["f"].check_sum(lie, total, parties.layout, MODEL)
+    parties.sessions["f"].note_sum(published, MODEL)
+    joins = parties.join((1, 2, 1), who=SEVEN, model=OTHER_MODEL)
+    with refused(RefusalCode.COHORT_TOO_SMALL):
+        parties.sessions["f"].accept_cohort(parties.cohort("f", joins, (1, 2, 1)))
+
+
+@pytest.mark.parametrize("named", ["abc", "abcd", "bcdef"])
+def test_a_sum_multiplied_to_fit_another_number_of_members_is_refused(named):
+    """Modulo p every multiple of a sum without packed words is one that decodes; its members' constants tell."""
+    parties = Parties(SEVEN, threshold=5, parameters=0).establish()
+    parties.updates = dict.fromkeys(parties.updates, np.zeros(0, np.float32))
+    total, published = opened_by_five(parties, "abcdef")
+    factor = len(named) * pow(6, -1, tags.PRIME) % tags.PRIME
+    words = total.copy()
+    words[parties.layout.tail] = [multiplied(value, factor) for value in total[parties.layout.tail].view(np.int64)]
+    tag = tags.joined(total[-TAG_WORDS:]) * factor % tags.PRIME
+    words[-TAG_WORDS:] = tags.split(tag, bytes(32))
+    lie = replace(published, members=tuple(named))
+    with refused(RefusalCode.FALSE_SUM):
+        parties.sessions["g"].check_sum(lie, words, parties.layout, MODEL)
+
+
+def multiplied(value, factor):
+    product = int(value) * factor % tags.PRIME
+    return np.uint64((product if product < 2**60 else product - tags.PRIME) % 2**64)
+
+
+def test_statistics_over_some_of_the_firms_are_no_sum():
+    parties = Parties().establish()
+    opened = parties.run((1, 0, 1), who="abc")
+    with refused(RefusalCode.ROSTER):
+        parties.sessions["d"].check_sum(opened.published, opened.total, parties.layout, MODEL)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 64), st.integers(0, 2**32))
+def test_what_is_published_tells_nothing_of_a_tag_but_the_sum_of_tags(num, seed):
+    """The same tag sum, made of other tags: blinded words are spread alike, far wider than what they would tell."""
+    chance = random.Random(seed)
+    made = [chance.randrange(tags.PRIME) for _ in range(num)]
+    words = sum((tags.split(tag, chance.randbytes(32)) for tag in made), np.zeros(TAG_WORDS, np.uint64))
+    assert tags.joined(words) == sum(made) % tags.PRIME
+    whole = sum(int(word) << 16 * at for at, word in enumerate(words.view(np.int64)))
+    wraps = whole // tags.PRIME
+    assert wraps > 2**30 > 2**20 * num  # how often single tags wrapped is a matter of `num`; blinding is of 2^40
+    assert int(words.view(np.int64)[0]) >> 16 > 2**26 > 2**18 * num
+
+
+@pytest.mark.parametrize("minimum", [2, 3])
+def test_the_documented_limit_in_retry_mode_disjoint_cohorts_part_the_model_unless_a_majority_is_asked_for(minimum):
+    """Both sums of the round are true. A minimum cohort of more than half of the firms leaves room for one only."""
+    parties = Parties("abcd", minimum_cohort=minimum).establish()
+    if minimum > 2:
+        with refused(RefusalCode.COHORT_TOO_SMALL):
+            parties.run((1, 1, 1), who="ab")
+        return
+    one, other = parties.run((1, 1, 1), who="ab"), parties.run((1, 1, 2), who="cd")
+    for opened, who in ((one, "ab"), (other, "cd")):
+        for name in who:
+            parties.sessions[name].check_sum(opened.published, opened.total, parties.layout, MODEL)
+    assert not np.allclose(parties.mean(one.total), parties.mean(other.total))
 
 
 def test_a_sum_of_fewer_survivors_under_the_names_of_more_is_refused():
@@ -196,7 +283,7 @@ def test_a_sum_of_fewer_survivors_under_the_names_of_more_is_refused():
         entry = replace(opened.published, members=opened.published.cohort)
         session = parties.fresh("e")
         session.restore(parties.sessions["e"].snapshot())
-        session._state.contributed_before = 2  # as if it had uploaded and not heard of the vote
+        session._state.contributed_key, session._state.contributed_round = MODEL, 1  # as if it had uploaded
         session.check_sum(entry, opened.total, parties.layout, MODEL)
 
 
@@ -240,9 +327,9 @@ def test_random_forgeries_never_pass_over_many_keys(mode):
         opened = parties.run()
         for _ in range(60):
             words = opened.total.copy()
-            words[chance.randrange(words.size - 2)] += np.uint64(chance.getrandbits(chance.choice([4, 16, 60])) + 1)
-            words[-2:] = np.array([chance.getrandbits(32) * len(names), chance.getrandbits(29) * len(names)], np.uint64)
-            assert not carries_tag(words, parties.layout, attempt_tag_key(parties, opened))
+            words[chance.randrange(parties.layout.packed_words)] += np.uint64(1 << chance.randrange(48))
+            key = attempt_tag_key(parties, opened)
+            assert not carries_tag(words, parties.layout, key, opened.published.members)
 
 
 LAYOUTS = st.builds(VectorLayout, st.integers(0, 40), st.integers(2, 20), st.integers(2, 12), st.integers(0, 3))
@@ -262,18 +349,20 @@ def test_tags_of_vectors_add_up_to_the_tag_of_their_sum(layout, seed, key, num):
             shift = np.uint64(place * layout.field_bits)
             vector[: layout.packed_words] += fields[place :: layout.fields] << shift
         vector[layout.tail] = np.array([7, 1, *chance.integers(0, 2**40, layout.exact)], np.uint64)
-        total += tagged(vector, layout, key)
-    assert carries_tag(total, layout, key)
+        total += tagged(vector, layout, key, [f"firm-{_}"])
+    members = [f"firm-{number}" for number in range(num)]
+    assert carries_tag(total, layout, key, members)
     place = int(chance.integers(layout.words))
     total[place] += np.uint64(1)
-    assert not carries_tag(total, layout, key)
+    assert not carries_tag(total, layout, key, members)
 
 
-def tagged(vector, layout, key):
+def tagged(vector, layout, key, members):
     """A vector with the tag that a holder of the key puts under it."""
     spread = tags.TagKey.of(layout, key)
     packed = rows.tag_of(vector[: layout.packed_words], layout, spread)
-    vector[-2:] = tags.split(spread.tag(packed, vector[layout.tail].view(np.int64)))
+    tag = spread.tag(packed, vector[layout.tail].view(np.int64)) + tags.constant_of(key, members)
+    vector[-TAG_WORDS:] = tags.split(tag % tags.PRIME, np.random.default_rng(len(members)).bytes(32))
     return vector
 
 
@@ -283,6 +372,6 @@ def test_the_documented_limit_a_server_with_one_firm_s_tag_key_forges_a_sum(mode
     parties, opened = a_round(mode)
     forged = opened.total.copy()
     forged[: parties.layout.packed_words] = 0
-    tagged(forged, parties.layout, attempt_tag_key(parties, opened))
+    tagged(forged, parties.layout, attempt_tag_key(parties, opened), opened.published.members)
     check(parties, opened, forged)
     assert not np.allclose(parties.mean(forged), parties.mean(opened.total))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dure_protocols.errors import MessageError, MisuseError
 from dure_protocols.secagg.codec import Contribution, OutOfRangeError, VectorLayout, add_contribution, decode_sum
+from dure_protocols.secagg.tags import OwnTag
 
 LAYOUTS = st.builds(
     VectorLayout,
@@ -27,7 +28,8 @@ def a_seed(rng):
 def encoded(layout, update, rng, *, weight=1.0, clip=1.0, count=1, exact=None, mask=None, residual=None):
     words = np.zeros(layout.words, np.uint64) if mask is None else mask.copy()
     contribution = Contribution(update, weight, count, np.zeros(layout.exact) if exact is None else exact)
-    add_contribution(words, layout, contribution, clip=clip, rounding=a_seed(rng), tag_key=TAG_KEY, residual=residual)
+    tag = OwnTag(TAG_KEY, "firm", rng.bytes(32))
+    add_contribution(words, layout, contribution, clip=clip, rounding=a_seed(rng), tag=tag, residual=residual)
     return words
 
 
@@ -108,7 +110,7 @@ def test_metrics_sum_exactly_as_fixed_point_numbers(values):
 
 def test_two_bytes_a_parameter_up_to_sixteen_firms():
     for members in range(2, 17):
-        assert VectorLayout(10_000, 12, members).size_bytes == 2 * 10_000 + 8 + 8 + 16  # count, firms, tag
+        assert VectorLayout(10_000, 12, members).size_bytes == 2 * 10_000 + 8 + 8 + 32  # count, firms, tag
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dure_protocols.errors import MessageError, MisuseError, RefusedError
 from dure_protocols.job import least_threshold
 from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribution
 from dure_protocols.secagg.run import run_secure_aggregation
+from dure_protocols.secagg.tags import OwnTag
 
 MODES = pytest.mark.parametrize("mode", ["retry", "threshold"])
 
@@ -74,7 +75,8 @@ def test_the_ring_words_are_the_plain_sums_of_the_firms_integers(mode, bits):
     for firm, update in updates.items():
         given = Contribution(update, counts[firm] / 5, counts[firm], np.zeros(0))
         for words, rounding in ((low, 0), (high, 1)):
-            add_contribution(words, layout, given, clip=1.0, rounding=rounding, tag_key=bytes(32))
+            tag = OwnTag(bytes(32), firm, bytes(32))
+            add_contribution(words, layout, given, clip=1.0, rounding=rounding, tag=tag)
     assert np.array_equal(result.integer_sum[layout.tail], low[layout.tail])
 
     def fields(words):

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from .wire import Refused, keystream, words
+from .wire import Refused, derive, keystream, words
 
 P = 2**61 - 1
 ROW = 512
+TAG_WORDS = 4
 
 
 class Layout:
@@ -20,7 +21,7 @@ class Layout:
         self.unit_fields = 32 // self.field_bits
         self.units = -(-self.fields // self.unit_fields)
         self.tail = 2 + exact
-        self.words = self.packed + self.tail + 2
+        self.words = self.packed + self.tail + TAG_WORDS
         self.middle = 2 ** (bits - 1) - 1
 
     def row_width(self, row):
@@ -47,7 +48,7 @@ def rounding_hash(seed, number):
     return h ^ (h >> 16)
 
 
-def contribution(layout, update, weight, count, exact, clip, rounding, tag_key, residual=None):
+def contribution(layout, update, weight, count, exact, clip, rounding, tag_key, firm, blinding, residual=None):
     """A firm's words before masks, and the next residual. update, residual: float32 arrays or None."""
     middle, noise_bits = layout.middle, 32 - layout.bits
     scale = np.float32(middle / clip * 2.0**noise_bits)
@@ -73,8 +74,8 @@ def contribution(layout, update, weight, count, exact, clip, rounding, tag_key, 
     most = 2**60 // layout.max_members
     if any(abs(value) >= most for value in tail):
         raise Refused("out-of-range")
-    tag = Tag(layout, tag_key).of(out, tail)
-    out[layout.packed :] = [*(value % 2**64 for value in tail), tag % 2**32, tag >> 32]
+    tag = (Tag(layout, tag_key).of(out, tail) + member_constant(tag_key, firm)) % P
+    out[layout.packed :] = [value % 2**64 for value in (*tail, *blinded(tag, blinding))]
     return out, losses
 
 
@@ -107,12 +108,26 @@ class Tag:
         return total % P
 
 
+def member_constant(key, firm):
+    """k[firm]: says in the tag of a sum that this firm's vector is in it."""
+    return int.from_bytes(derive(key, "dure tag member", firm.encode()), "big") % P
+
+
+def blinded(tag, blinding):
+    """The four tag words of a tag, with sign."""
+    multiple, *carries = words(blinding)
+    value = tag + multiple % 2**40 * P
+    c0, c1, c2 = (carry % 2**36 for carry in carries)
+    low = [value // 2**shift % 2**16 for shift in (0, 16, 32)]
+    return low[0] + 2**16 * c0, low[1] + 2**16 * c1 - c0, low[2] + 2**16 * c2 - c1, value // 2**48 - c2
+
+
 def signed(word):
     return word - 2**64 if word >= 2**63 else word
 
 
-def carries_tag(layout, total, key):
-    """Whether the words of a sum carry the tag of their integers."""
+def carries_tag(layout, total, key, members):
+    """Whether the words of a sum carry the tag of their integers and members."""
     if len(total) != layout.words:
         raise Refused("malformed")
     tail = [signed(word) for word in total[layout.packed : layout.packed + layout.tail]]
@@ -120,7 +135,9 @@ def carries_tag(layout, total, key):
         return False
     if any(word >> (layout.fields * layout.field_bits) for word in total[: layout.packed]):
         return False
-    return Tag(layout, key).of(total, tail) == (total[-2] + 2**32 * total[-1]) % P
+    expected = Tag(layout, key).of(total, tail) + sum(member_constant(key, firm) for firm in members)
+    carried = sum(signed(word) * 2 ** (16 * at) for at, word in enumerate(total[-TAG_WORDS:]))
+    return expected % P == carried % P
 
 
 def decode_sum(layout, total, clip, count_cap):

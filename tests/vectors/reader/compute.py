@@ -159,13 +159,14 @@ def contribution(inputs):
     layout, residual = layout_of(inputs["layout"]), floats(inputs["residual"])
     update = _update(inputs["update"])
     plain = inputs["weight"], inputs["count"], inputs["exact"], inputs["clip"], inputs["rounding"]
-    vector, losses = codec.contribution(layout, update, *plain, unhex(inputs["tag_key"]), residual)
+    own = unhex(inputs["tag_key"]), inputs["firm"], unhex(inputs["blinding"])
+    vector, losses = codec.contribution(layout, update, *plain, *own, residual)
     packed = wire.from_words(vector[: layout.packed])
     return {
         "packed": packed.hex() if len(packed) <= 1024 else None,
         "packed_sha256": wire.sha256(packed).hex(),
-        "tail": [codec.signed(word) for word in vector[layout.packed : -2]],
-        "tag": vector[-2:],
+        "tail": [codec.signed(word) for word in vector[layout.packed : -codec.TAG_WORDS]],
+        "tag": vector[-codec.TAG_WORDS :],
         "vector_sha256": wire.sha256(wire.from_words(vector)).hex(),
         "residual": None if losses is None else losses.tobytes().hex(),
     }
@@ -200,7 +201,7 @@ def tag_key(inputs):
 
 def tag(inputs):
     layout, total = layout_of(inputs["layout"]), wire.words(unhex(inputs["vector"]))
-    return {"carries_tag": codec.carries_tag(layout, total, unhex(inputs["key"]))}
+    return {"carries_tag": codec.carries_tag(layout, total, unhex(inputs["key"]), inputs["members"])}
 
 
 def job(inputs):

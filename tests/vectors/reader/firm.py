@@ -240,14 +240,15 @@ class Firm:
         members, cohort = published["members"], published["cohort"]
         is_set = len(set(members)) == len(members) and len(set(cohort)) == len(cohort)
         is_whole = self.threshold or set(members) == set(cohort)
-        is_of_job = set(members) <= set(cohort) <= set(self.firms) and len(members) >= 2
+        least = len(self.firms) if published["round"] == 0 else 2
+        is_of_job = set(members) <= set(cohort) <= set(self.firms) and len(members) >= least
         if not (is_set and is_whole and is_of_job and self.fits(published["round"], members)):
             raise Refused("roster")
         place = published["epoch"], published["round"], published["attempt"]
         context = keys.mask_context(self.job, transcript, place, cohort, model_hash)
-        if not codec.carries_tag(layout, total, keys.attempt_tag_key(tag_key, context)):
+        if not codec.carries_tag(layout, total, keys.attempt_tag_key(tag_key, context), members):
             raise Refused("false-sum")
-        if total[layout.packed + 1] != len(members):  # the tag is linear: multiples of a sum carry it too
+        if total[layout.packed + 1] != len(members):
             raise Refused("false-sum")
         if self.name in members:
             self.note(published["round"], model_key, members)

@@ -120,7 +120,11 @@ class GlobalState:
             raise Refused("malformed")
         at = 40 + 8 * numbers
         made.normalisation = list(struct.unpack(f"<{numbers}d", data[40:at])) if numbers else None
-        models = [np.frombuffer(data, "<f4", terms["parameters"], at + size * which) for which in range(num_vectors)]
+        parts = [data[start : start + size] for start in range(at, len(data), size)]
+        filling = b"".join(part[4 * terms["parameters"] :] for part in parts)
+        if any(filling) or (not flags & 2 and any(data[24:40])):
+            raise Refused("malformed")
+        models = [np.frombuffer(part, "<f4", terms["parameters"]) for part in parts]
         made.model, made.best = models[0], (models[1], best_round, value) if flags & 2 else None
         made.moments = models[1 + flags // 2 :]
         return made

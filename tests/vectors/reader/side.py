@@ -57,7 +57,7 @@ class _Side:
         layout, update = layout_of(given["layout"]), floats(given["update"])
         rounding = int.from_bytes(draw(8), "big")
         plain = (update, given["weight"], given["count"], given["exact"], given["clip"])
-        vector, _ = codec.contribution(layout, *plain, rounding, tag_key)
+        vector, _ = codec.contribution(layout, *plain, rounding, tag_key, self.firm.name, draw(32))
         data = wire.from_words(codec.add_masks(vector, add, subtract))
         return {
             "added": [key.hex() for key in add],

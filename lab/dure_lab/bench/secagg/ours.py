@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dure_lab.bench.secagg.arm import CLIP, COUNT_CAP, Arm, Case, Stopwatch
-from dure_lab.bench.secagg.rehearsal import rehearse
+from dure_lab.bench.secagg.rehearsal import name_of, rehearse
+from dure_protocols.global_state import model_digest
+from dure_protocols.job import FedAvgTerms
 from dure_protocols.secagg import kernels
 from dure_protocols.secagg.codec import (
     WORD_BYTES,
@@ -20,13 +22,15 @@ from dure_protocols.secagg.codec import (
 from dure_protocols.secagg.keystream import apply_keystreams
 from dure_protocols.secagg.masks import self_mask_key
 from dure_protocols.secagg.rows import Quantiser
-from dure_protocols.secagg.tags import TagKey
+from dure_protocols.secagg.tags import BLINDING_BYTES, OwnTag, TagKey
+from dure_protocols.server_step import Moments, server_step
 
 BITS = 12
 WAIT = ("online", "digest", "session")
 """What a firm does after training, before its answers can leave."""
 WITHOUT_TAG = "online without tag"
 _TAG_KEY = bytes(32)
+_STEP = FedAvgTerms()
 _NO_METRICS: NDArray[np.float64] = np.zeros(0)
 
 
@@ -39,7 +43,8 @@ def contribute(words: Words, case: Case, firm: int, tag_key: bytes) -> None:
     """Quantise a firm's weighted update, add it, its count and its tag."""
     contribution = Contribution(case.update(firm), case.weight(firm), case.count(firm), _NO_METRICS)
     rounding = case.seed << 32 | firm
-    add_contribution(words, layout_of(case), contribution, clip=CLIP, rounding=rounding, tag_key=tag_key)
+    tag = OwnTag(tag_key, name_of(firm), bytes(BLINDING_BYTES))
+    add_contribution(words, layout_of(case), contribution, clip=CLIP, rounding=rounding, tag=tag)
 
 
 class OursArm(Arm):
@@ -57,6 +62,7 @@ class OursArm(Arm):
         self.is_checked = False
         self._tag_key = self._round.keys.tag
         self._scratch = np.ones(self._layout.words, np.uint64)
+        self._model = np.ones(self._layout.parameters, np.float32)
         context = self.rehearsal.attempt(self._round).context
         # Pairwise masks cancel, so the vectors to be summed carry self masks only.
         self._vectors = []
@@ -97,11 +103,16 @@ class OursArm(Arm):
             self.sum = attempt.unmask(self._round.releases)
 
     def decode(self, watch: Stopwatch) -> NDArray[np.float32]:
-        """What a firm does with the published sum: check the tag, take the mean."""
+        """What a firm does with the published sum: check the tag, take the mean, compute and digest the next model."""
         with watch("check"):
-            self.is_checked = carries_tag(self.sum, self._layout, self._tag_key)
+            self.is_checked = carries_tag(self.sum, self._layout, self._tag_key, self.rehearsal.names)
         with watch("decode"):
-            return decode_sum(self.sum, self._layout, CLIP, COUNT_CAP).mean
+            mean = decode_sum(self.sum, self._layout, CLIP, COUNT_CAP).mean
+        with watch("step"):
+            model, _ = server_step(_STEP, self._model, mean, Moments())
+        with watch("model digest"):
+            model_digest(model)
+        return mean
 
     @property
     def vector_bytes(self) -> int:

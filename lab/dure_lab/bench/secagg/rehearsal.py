@@ -77,10 +77,15 @@ class Rehearsal:
 
 
 @cache
+def name_of(firm: int) -> str:
+    """A firm's name; in the order of the alphabet as of the numbers."""
+    return f"firm-{firm:03d}"
+
+
 def rehearse(firms: int, seed: int) -> Rehearsal:
     """Play an epoch's set-up and ROUNDS rounds: retry mode up to 16 firms, threshold mode above."""
     chance = random.Random(f"{seed}/{firms}")  # noqa: S311  # a rehearsal protects nobody
-    names = tuple(f"firm-{number:03d}" for number in range(firms))
+    names = tuple(map(name_of, range(firms)))
     identities = {name: Identity.from_seed(chance.randbytes(32)) for name in names}
     threshold = None if firms <= MAX_RETRY_FIRMS else least_threshold(firms)
     keys = {name: identity.public_bytes for name, identity in identities.items()}

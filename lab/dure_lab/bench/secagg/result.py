@@ -56,14 +56,14 @@ class Traffic(_Frozen):
 class ArmResult(_Frozen):
     """One arm. Seconds by part; totals are of the parts a client or the server cannot do without.
 
-    decode: from a sum to a mean; check: of the sum's tag by a firm, before that. largest_error: of the mean, against
+    afterwards: what is done with the sum once it is there; with ours at every firm, with the others at the server or,
+    CKKS, at the firms. largest_error: of the mean, against
     the mean in float64, over the codec's clip.
     """
 
     client_total: Spread
     server_total: Spread
-    decode: Spread
-    check: Spread | None
+    afterwards: Mapping[str, Spread]
     client: Mapping[str, Spread]
     server: Mapping[str, Spread]
     vector_bytes: int

@@ -99,13 +99,12 @@ class _CaseRun:
     def _arm(self, name: str, client: Peak | None, server: Peak | None) -> ArmResult:
         arm, samples = self._arms[name], self._samples[name]
         parts = {part: Spread.of([sample[part] for sample in samples]) for part in samples[0]}
-        of_server = {*arm.server_parts, "decode", "check"}
+        of_client = {part for part in parts if part in arm.client_parts or part == WITHOUT_TAG}
         return ArmResult(
             client_total=Spread.of(list(_totals(samples, arm.client_parts))),
             server_total=Spread.of(list(_totals(samples, arm.server_parts))),
-            decode=parts["decode"],
-            check=parts.get("check"),
-            client={part: spread for part, spread in parts.items() if part not in of_server},
+            afterwards={part: spread for part, spread in parts.items() if part not in {*of_client, *arm.server_parts}},
+            client={part: spread for part, spread in parts.items() if part in of_client},
             server={part: spread for part, spread in parts.items() if part in arm.server_parts},
             vector_bytes=arm.vector_bytes,
             bytes_per_parameter=significant(arm.vector_bytes / self._case.parameters),

@@ -1,101 +1,114 @@
-"""A run as Markdown tables, for people and for docs/benchmarks.md."""
+"""A run as the Markdown tables of docs/benchmarks.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from dure_lab.bench.secagg.memory import Peak
 from dure_lab.bench.secagg.result import CaseResult, SecAggBenchmark
 from dure_lab.bench.spread import Spread
 
 
 def table(result: SecAggBenchmark) -> str:
-    """Ratios, times, bytes and memory, a row a case."""
-    return "\n\n".join((_ratios(result), _seconds(result), _traffic(result), _memory(result)))
+    """Ratios, times, and online work with bytes and memory; a row a case each."""
+    return "\n\n".join((_ratios(result.cases), _seconds(result.cases), _online(result.cases)))
 
 
-def _ratios(result: SecAggBenchmark) -> str:
+def _ratios(cases: Sequence[CaseResult]) -> str:
+    head = (
+        *_NAME,
+        "client, all of it",
+        "quantise and masks",
+        "SecAgg+ client / what ours waits for",
+        "SecAgg+ with 2 log n neighbours, client",
+        "CKKS, client",
+        "server",
+    )
     rows = [
         (
             *_name(case),
             _spread(case.ratios.secagg_over_client),
-            _spread(case.ratios.secagg_over_server),
+            _spread(case.ratios.secagg_over_masking),
+            _spread(case.ratios.secagg_over_wait),
+            _spread(case.ratios.secagg_regular_over_client),
             _spread(case.ratios.ckks_over_client),
-            _spread(case.ratios.online_over_memcpy),
-            _percent(case.ratios.tag_share_of_wait),
-            _percent(case.ratios.tag_share),
-            _spread(case.ratios.unmask_gb_per_second),
+            _spread(case.ratios.secagg_over_server),
         )
-        for case in result.cases
+        for case in cases
     ]
-    return _markdown(
-        (
-            "firms",
-            "parameters",
-            "SecAgg+ / client",
-            "SecAgg+ / server",
-            "CKKS / client",
-            "online / memcpy",
-            "tag, % of the wait",
-            "tag, % of online",
-            "unmask, GB/s a core",
-        ),
-        rows,
+    return _markdown(head, rows)
+
+
+def _seconds(cases: Sequence[CaseResult]) -> str:
+    head = (
+        *_NAME,
+        "mode",
+        "masks, while training",
+        "quantise, add, tag",
+        "SHA-256",
+        "sessions",
+        "**client**",
+        "take up the sum",
+        "same codec in the clear",
+        "SecAgg+ client",
+        "**server**",
+        "SecAgg+ server*",
     )
-
-
-def _seconds(result: SecAggBenchmark) -> str:
     rows = []
-    for case in result.cases:
-        for name, arm in case.arms.items():
-            star = "*" if arm.extrapolated_from else ""
-            parts = ", ".join(f"{part} {_ms(spread)}" for part, spread in arm.client.items())
-            rows.append(
-                (*_name(case), name + star, _ms(arm.client_total), parts, _ms(arm.server_total), _ms(arm.decode))
+    for case in cases:
+        arms = case.arms
+        ours, plain, theirs = (arms.get(name) for name in ("ours", "same-codec", "secagg+"))
+        if ours is None:
+            continue
+        parts = [_ms(ours.client[part]) for part in ("masks", "online", "digest", "session")]
+        rows.append(
+            (
+                *_name(case),
+                case.mode,
+                *parts,
+                _ms(ours.client_total),
+                _sum_of(ours.afterwards),
+                "–" if plain is None else _ms(plain.client_total),
+                "–" if theirs is None else _ms(theirs.client_total),
+                _ms(ours.server_total),
+                "–" if theirs is None else _ms(theirs.server_total),
             )
-    return (
-        _markdown(("firms", "parameters", "arm", "client, ms", "of which", "server, ms", "decode, ms"), rows)
-        + "\n\n\\* extrapolated; see extrapolated_from in the JSON"
+        )
+    return _markdown(head, rows)
+
+
+def _online(cases: Sequence[CaseResult]) -> str:
+    head = (
+        *_NAME,
+        "online / memcpy",
+        "tag: of the wait / of the pass",
+        "unmask, GB/s a core",
+        "bytes a parameter up",
+        "other bytes up",
+        "memory beyond the vector, client / server, MiB",
+        "the same, SecAgg+",
     )
-
-
-def _traffic(result: SecAggBenchmark) -> str:
     rows = [
         (
             *_name(case),
-            case.mode,
+            _spread(case.ratios.online_over_memcpy),
+            f"{_percent(case.ratios.tag_share_of_wait)} / {_percent(case.ratios.tag_share)} %",
+            _spread(case.ratios.unmask_gb_per_second),
             f"{case.traffic.bytes_per_parameter_up:.4f}",
-            f"{case.traffic.other_up:,}",
-            f"{100 * case.traffic.other_up_share:.3f}",
-            f"{case.traffic.other_down:,}",
-            f"{case.traffic.set_up_up:,}",
+            f"{100 * case.traffic.other_up_share:.3f} %",
+            _peaks(case, "ours"),
+            _peaks(case, "secagg+"),
         )
-        for case in result.cases
+        for case in cases
         if case.traffic is not None
     ]
-    return _markdown(
-        ("firms", "parameters", "mode", "bytes a parameter up", "other up", "other up, %", "other down", "set-up up"),
-        rows,
-    )
+    return _markdown(head, rows)
 
 
-def _memory(result: SecAggBenchmark) -> str:
-    rows = [
-        (
-            *_name(case),
-            name,
-            _mib(arm.vector_bytes),
-            _mib(arm.peak_client.resident - arm.peak_client.result),
-            _mib(arm.peak_server.resident - arm.peak_server.result),
-        )
-        for case in result.cases
-        for name, arm in case.arms.items()
-        if arm.peak_client is not None and arm.peak_server is not None
-    ]
-    return _markdown(
-        ("firms", "parameters", "arm", "a vector, MiB", "client beyond its vector", "server beyond the sum"), rows
-    )
+_NAME = ("firms", "size")
 
 
 def _name(case: CaseResult) -> tuple[str, str]:
-    return str(case.firms), f"{case.parameters:,}"
+    millions, rest = divmod(case.parameters, 1_000_000)
+    return str(case.firms), f"{case.parameters:,}" if rest else f"{millions}M"
 
 
 def _spread(spread: Spread | None) -> str:
@@ -112,8 +125,17 @@ def _ms(spread: Spread) -> str:
     return f"{1000 * spread.median:.3g}"
 
 
-def _mib(size: int) -> str:
-    return f"{max(0, size) / (1 << 20):.1f}"
+def _sum_of(parts: Mapping[str, Spread]) -> str:
+    return f"{1000 * sum(spread.median for spread in parts.values()):.3g}"
+
+
+def _peaks(case: CaseResult, name: str) -> str:
+    arm = case.arms.get(name)
+    return "–" if arm is None else f"{_beyond(arm.peak_client)} / {_beyond(arm.peak_server)}"
+
+
+def _beyond(peak: Peak | None) -> str:
+    return "–" if peak is None else f"{max(0, peak.resident - peak.result) / (1 << 20):.1f}"
 
 
 def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
