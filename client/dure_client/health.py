@@ -82,9 +82,7 @@ class Heartbeat:
     def _write(self, connected: bool) -> None:
         aside, beat = self._file.with_suffix(".new"), Beat(connected=connected)
         with suppress(OSError):  # a full disk: the heart beats on, and shows when there is space again
-            aside.write_text(
-                Beat(connected=connected).model_dump_json()
-            )  # not flushed: worth nothing after a power cut
+            aside.write_text(beat.model_dump_json())  # not flushed: worth nothing after a power cut
             aside.replace(self._file)
 
 
