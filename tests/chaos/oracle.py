@@ -54,7 +54,6 @@ def check(
     members = {row.number: tuple(row.summed) for row in rounds}
     if whole:
         assert set(members.values()) == {tuple(sorted(job.firms))}, f"somebody is missing: {members}"
-    check_sums(job, rounds, server)
     expected = final_model(job, members).tobytes()
     finals = {name: home.job_folder(job.id) / "final.f32" for name, home in homes.items()}
     finals["server"] = server.job_folder(job.id) / "final.f32"
@@ -75,6 +74,12 @@ def check_sums(job: JobFile, rounds: Sequence[Round], server: ServerHome) -> Non
         assert same.all(), f"the sum of round {row.number} is not that of {members}: {np.count_nonzero(~same)} words"
         outcome = state.advance(published, len(members))
         assert outcome.count == row.count, f"round {row.number} counts {row.count} rows, its sum {outcome.count}"
+
+
+def check_deleted(rounds: Sequence[Round], server: ServerHome) -> None:
+    """No published sum is left of a job that is over."""
+    left = [row.number for row in rounds if (server.released / str(row.sum_digest)).exists()]
+    assert not left, f"the sums of rounds {left} were not deleted"
 
 
 def check_masks(home: AgentHome, job: JobFile) -> None:

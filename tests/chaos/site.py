@@ -97,10 +97,12 @@ class Site:
         rounds: int,
         mode: str = "retry",
         whole: bool = True,
+        keep_sums: bool = True,
         name: str = "",
         seconds: float = PATIENCE_SECONDS,
     ) -> Outcome:
-        """Run one job in which these faults happen, and ask the oracle. whole: a round without a firm is a failure.
+        """Run one job in which these faults happen, and ask the oracle. whole: a round without a firm is a failure;
+        keep_sums: so that the oracle can look at every sum, which the server deletes otherwise.
 
         Never raises for what the job does: `problem` says it.
         """
@@ -109,11 +111,16 @@ class Site:
         name = name or f"job-{self._num_jobs:03d}"
         self.controller.plan(name, faults)
         began = time.monotonic()
-        job = self.consortium.propose(self._draft(name, rounds, mode, whole))
+        job = self.consortium.propose(self._draft(name, rounds, mode, whole, keep_sums))
         problem = ""
         try:
             self._see_through(job, began + seconds)
-            oracle.check(job, tiny.published(self.consortium, job), self.consortium.home, self._homes, whole=whole)
+            published, server = tiny.published(self.consortium, job), self.consortium.home
+            oracle.check(job, published, server, self._homes, whole=whole)
+            if keep_sums:
+                oracle.check_sums(job, published, server)
+            else:
+                oracle.check_deleted(published, server)
         except AssertionError as error:
             problem = str(error)
         took = time.monotonic() - began
@@ -151,7 +158,7 @@ class Site:
     def _homes(self) -> Mapping[str, AgentHome]:
         return self.consortium.agents
 
-    def _draft(self, name: str, rounds: int, mode: str, whole: bool) -> Path:
+    def _draft(self, name: str, rounds: int, mode: str, whole: bool, keep_sums: bool) -> Path:
         values = {
             "id": name,
             "title": "Chaos",
@@ -165,6 +172,7 @@ class Site:
             "codec": {"bits": BITS, "clip": CLIP, "count_cap": COUNT_CAP},
             "training": {"learning_rate": 1.0},
             "phase_seconds": 15.0,
+            "operation": {"keep_sums": keep_sums},
         }
         return write_draft(self.consortium.folder / f"{name}.toml", values)
 
