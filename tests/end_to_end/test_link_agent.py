@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from dure_protocols.errors import MisuseError
 from dure_server.flower import GrpcGrid, HeldArray, arrays_of, body_of, content
-from dure_server.link.errors import GridError
+from dure_server.link.errors import GridError, LinkAwayError
 from tests.end_to_end.link_agent import CALLS, LENGTH
 from tests.end_to_end.link_site import CONSORTIUM, LinkSite, eventually
 
@@ -198,7 +198,7 @@ def test_a_coordinator_hears_that_no_link_runs(site: LinkSite, tmp_path: Path) -
     from dure_server.link.desk_client import DeskClient
 
     desk = DeskClient(tmp_path / "no.sock", patience_seconds=0.2)
-    with pytest.raises(GridError, match="dure-server run"):
+    with pytest.raises(LinkAwayError, match="dure-server run"):
         desk.connected()
     desk.close()
 

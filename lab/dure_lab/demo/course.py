@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 JOB_ID = "demo"
 _TICK_SECONDS = 0.1
+AGAIN_SECONDS = 0.2  # after which an interrupt that was not heard comes again
 DERIVED_SETTINGS = {"num_rounds", "update_clip", "count_cap"}
 
 
@@ -68,7 +69,7 @@ def run_demo(options: DemoOptions, out: Console) -> DemoReport:
     started = time.monotonic()
     options.folder.mkdir(parents=True, exist_ok=True)
     deal = _deal(options)
-    with _terminable(), LocalConsortium(options.folder) as consortium, Show(out) as show:
+    with _terminable(), LocalConsortium(options.folder) as consortium, Show(out) as show, _insistent():
         show.says(f"{deal.task.title}: {len(deal.firms)} firms")
         with show.step("Starting the server: link, console, enrolment"):
             consortium.start_server()
@@ -244,3 +245,21 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _insistent() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are heard even where Python drops an exception, as in the callback of a weak reference."""
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
