@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 import webbrowser
@@ -249,17 +250,26 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _insistent() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are heard even where Python drops an exception, as in the callback of a weak reference."""
+    """Ctrl-C and SIGTERM are heard even where Python drops an exception, as in the callback of a weak reference.
+
+    It comes again, so that it was dropped is not worth the lines that Python prints about it.
+    """
 
     def interrupt(*_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         raise KeyboardInterrupt
 
+    def dropped(told: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(told.exc_value, KeyboardInterrupt):
+            print_dropped(told)
+
+    print_dropped, sys.unraisablehook = sys.unraisablehook, dropped
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [(number, signal.signal(number, interrupt)) for number in numbers]
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = print_dropped
         for number, handler in before:
             signal.signal(number, handler)
