@@ -67,11 +67,12 @@ _KIND_OF_BODY: Final[Mapping[int, RecordKind]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the firm's app answers: a body and arrays, or a code."""
+    """A body and arrays, or a code. digests: of arrays' raw bytes (SHA-256, hex), where they are known."""
 
     body: bytes = b""
     arrays: Mapping[str, AnyArray] = field(default_factory=dict)
     error_code: RefusalCode | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 App = Callable[[Envelope, Mapping[str, AnyArray]], Answer]
@@ -243,11 +244,12 @@ class Agent:
         return arrays
 
     def _spool(self, answer: Answer) -> tuple[ArrayRef, ...]:
-        """Describe the answer's arrays; those that become blobs are written to the outbox, hashed on the way."""
-        return tuple(
-            ArrayRef.of(name, array, spool(array, self._outbox) if ArrayRef.needs_blob(array) else None)
-            for name, array in answer.arrays.items()
-        )
+        """Describe the answer's arrays; those that become blobs are written to the outbox."""
+        refs = []
+        for name, array in answer.arrays.items():
+            blob = spool(array, self._outbox, answer.digests.get(name, "")) if ArrayRef.needs_blob(array) else None
+            refs.append(ArrayRef.of(name, array, blob))
+        return tuple(refs)
 
     def _send(self, reply: Envelope, expires_at: float) -> None:
         kind = self._kind_of(reply)
@@ -275,20 +277,22 @@ class _BlobLostError(Exception):
     """A blob of an answer is no longer what it was when the answer was made."""
 
 
-def spool(array: AnyArray, folder: Path) -> str:
-    """Write an array's raw bytes to `folder` under their SHA-256, in one pass. Returns the digest.
+def spool(array: AnyArray, folder: Path, sha256: str = "") -> str:
+    """Write an array's raw bytes to `folder` under their SHA-256 (hex), computed on the way unless it is given.
 
-    Not flushed to disk: it survives a kill, and the link checks what a power cut made of it.
+    Returns the digest. Not flushed to disk: it survives a kill, and the link checks what a power cut made of it.
     """
     running, content = hashlib.sha256(), raw_bytes(array)
     aside = folder / f"{os.getpid()}.new"
     with aside.open("wb", buffering=0) as file:
         for start in range(0, len(content), CHUNK_BYTES):
             chunk = content[start : start + CHUNK_BYTES]
-            running.update(chunk)
+            if not sha256:
+                running.update(chunk)
             write_all(file, chunk)
-    aside.rename(folder / running.hexdigest())
-    return running.hexdigest()
+    digest = sha256 or running.hexdigest()
+    aside.rename(folder / digest)
+    return digest
 
 
 def _write_durably(file: Path, content: bytes) -> None:

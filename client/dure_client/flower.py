@@ -38,7 +38,7 @@ APP_FAILED: Final = 2  # flwr's number for "the ClientApp raised"
 class HeldArray(Array):
     """A Flower Array around an ndarray (a mapped file, or memory), serialised only if a runtime asks for bytes.
 
-    `sha256`: of the raw little-endian bytes, where the link has checked it; "" where nobody has.
+    `sha256`: of the raw little-endian bytes, where the link has checked it or who made the array; "" where nobody has.
     """
 
     def __init__(self, ndarray: AnyArray, sha256: str = "") -> None:
@@ -121,7 +121,8 @@ class FlowerApp:
         reply = self._app(message=to_message(message, arrays), context=context)
         if reply.has_error():
             return Answer(error_code=_known_code(reply.error.reason))
-        return Answer(body_of(reply), arrays_of(reply))
+        known = {name: array.sha256 for name, array in _array_record(reply).items() if isinstance(array, HeldArray)}
+        return Answer(body_of(reply), arrays_of(reply), digests=known)
 
 
 def to_message(envelope: Envelope, arrays: Mapping[str, AnyArray]) -> Message:
@@ -183,7 +184,8 @@ def client_app(answer: Callable[[bytes, Given], Reaction]) -> ClientApp:
     def handle(message: Message, context: Context) -> Message:  # noqa: ARG001  # the face is flwr's
         try:
             reaction = answer(body_of(message), Given(arrays_of(message), digests_of(message)))
-            return Message(content(encode(reaction.message), reaction.arrays), reply_to=message)
+            digests = {name: digest.hex() for name, digest in reaction.digests.items()}
+            return Message(content(encode(reaction.message), reaction.arrays, digests), reply_to=message)
         except RefusedError as error:
             logger.warning("refused: %s: %s", error.code, error)
             code = error.code

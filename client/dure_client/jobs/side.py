@@ -88,10 +88,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Reaction:
-    """A reply and the arrays that travel beside it."""
+    """A reply and the arrays that travel beside it. digests: SHA-256 of their raw bytes, of those that have one yet."""
 
     message: Reply
     arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class JobSide:
@@ -223,10 +224,11 @@ class JobSide:
             raise
         if residual is not None:
             self._folder.save_residual((request.epoch, request.round, request.attempt), residual)
-        receipt = self._session.sign_upload(hashlib.sha256(vector.data).digest())
+        digest = hashlib.sha256(vector.data).digest()
+        receipt = self._session.sign_upload(digest)
         self._store_session()  # first: it says that the model was contributed to in this round, not in another
         self._released.save()
-        return Reaction(receipt, {ARRAY_MASKED: vector})
+        return Reaction(receipt, {ARRAY_MASKED: vector}, {ARRAY_MASKED: digest})
 
     def _kept_residual(self, round_: int) -> NDArray[np.float32] | None:
         """What the last sum that this firm entered lost of its update, (d,); None where the job keeps no residuals."""

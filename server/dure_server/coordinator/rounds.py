@@ -8,6 +8,7 @@ is started again repeats its last requests and finds the recorded answers. What 
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -215,8 +216,14 @@ class Coordinator:
                 total = attempt.unmask(releases)
             except RefusedError as error:
                 raise JobFailedError(f"the sum of round {number} cannot be opened: {error}") from error
-            outcome = self._advance(total, members)
-            sum_digest = self._firms.share(total)
+            with ThreadPoolExecutor(1, "share") as aside:  # it waits for the disk while the next model is computed
+                shared = aside.submit(self._firms.share, total)
+                try:
+                    outcome = self._advance(total, members)
+                except JobFailedError:
+                    self._firms.retract([shared.result()])
+                    raise
+                sum_digest = shared.result()
         self._record.finish_round(
             number,
             self._attempt,
@@ -273,7 +280,7 @@ class Coordinator:
         """Stop a job that has run away from its best model. Raises JobFailedError with what to do."""
         if self.state.is_over:
             return
-        why = "" if np.isfinite(self.state.model).all() else "the model holds NaN or infinity"
+        why = "" if _is_finite(self.state.model) else "the model holds NaN or infinity"
         why = why or self._operation.why_diverged(self._selection)
         if why:
             raise JobFailedError(
@@ -290,6 +297,12 @@ class Coordinator:
                 f"the sum of round {self.state.round} is not one that honest firms can give ({error}); one of"
                 f" {', '.join(members)} runs another program or another version. Nothing was published"
             ) from error
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _is_finite(model: NDArray[np.float32]) -> bool:
+    """Whether every number is. The square of its length tells it quickly, unless that is too large itself."""
+    return bool(np.isfinite(model @ model)) or bool(np.isfinite(model).all())
 
 
 def _told(dropped: Mapping[str, str]) -> str:
