@@ -66,10 +66,16 @@ def test_control_honest_rounds_train_the_model_of_all(tmp_path):
 class SteeringServer(Coordinator):
     """Adds something of its own to every parameter of every sum."""
 
-    def _advance(self, total, members):
-        layout = layout_of(self._job, self.state.round)
-        total[: layout.packed_words].view(np.uint32)[:] += np.uint32(1000)
-        return super()._advance(total, members)
+    def _publish(self, attempt, releases, uploads):
+        unmask, layout = attempt.unmask, layout_of(self._job, self.state.round)
+
+        def steer(given):
+            total = unmask(given)
+            total[: layout.packed_words].view(np.uint32)[:] += np.uint32(1000)
+            return total
+
+        attempt.unmask = steer
+        super()._publish(attempt, releases, uploads)
 
 
 @pytest.mark.parametrize("threshold", [None, 3], ids=["retry", "threshold"])
