@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from dure_protocols.errors import RefusalCode, RefusedError
-from dure_protocols.global_state import layout_of
 from dure_protocols.job import CodecTerms
 from dure_protocols.secagg.firm import FirmSession
 from dure_server.coordinator.conversation import JobFailedError
-from dure_server.coordinator.rounds import Coordinator
 from tests.simulation.consortium import Consortium
+from tests.simulation.false_sums import FalseSums
 from tests.simulation.lying_server import LyingServer, WithoutTags, WithoutTagsAndHashes
 from tests.simulation.small_net import HIDDEN, INPUTS, Net, NetTrainer, first_model
 
@@ -63,19 +62,11 @@ def test_control_honest_rounds_train_the_model_of_all(tmp_path):
     goes_on_honestly(*after_round_one(tmp_path, FirmSession))
 
 
-class SteeringServer(Coordinator):
+class SteeringServer(FalseSums):
     """Adds something of its own to every parameter of every sum."""
 
-    def _publish(self, attempt, releases, uploads):
-        unmask, layout = attempt.unmask, layout_of(self._job, self.state.round)
-
-        def steer(given):
-            total = unmask(given)
-            total[: layout.packed_words].view(np.uint32)[:] += np.uint32(1000)
-            return total
-
-        attempt.unmask = steer
-        super()._publish(attempt, releases, uploads)
+    def falsify(self, total, layout, members):
+        total[: layout.packed_words].view(np.uint32)[:] += np.uint32(1000)
 
 
 @pytest.mark.parametrize("threshold", [None, 3], ids=["retry", "threshold"])

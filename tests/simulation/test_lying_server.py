@@ -5,11 +5,12 @@ import pytest
 
 from dure_client.jobs.side import FirmLimits, Given
 from dure_protocols.errors import RefusalCode, RefusedError
-from dure_protocols.global_state import last_round, layout_of
+from dure_protocols.global_state import last_round
 from dure_protocols.messages import Cohort, Finish, Invitation, PublishedSum, Refusal
 from dure_server.coordinator.conversation import JobFailedError
 from dure_server.coordinator.rounds import Coordinator
 from tests.simulation.consortium import Consortium, Fault
+from tests.simulation.false_sums import FalseSums
 
 FOUR = {"num_firms": 4, "rounds": 1}
 
@@ -59,14 +60,13 @@ def test_statistics_over_some_of_the_firms_are_refused_by_each_firm(tmp_path):
     assert info.value.code is RefusalCode.COHORT_TOO_SMALL
 
 
-class NeutralSumServer(Coordinator):
+class NeutralSumServer(FalseSums):
     """Publishes, for round 1, a sum that leaves the model where it is, to have another round on the same model."""
 
-    def _advance(self, total, members):
+    def falsify(self, total, layout, members):
         if self.state.round == 1:
             middle = (2 ** (self._job.codec.bits - 1) - 1) * len(members)
-            total[: layout_of(self._job, 1).packed_words].view(np.uint16)[:] = middle
-        return super()._advance(total, members)
+            total[: layout.packed_words].view(np.uint16)[:] = middle
 
 
 def test_a_false_sum_that_would_leave_the_model_in_place_is_refused_by_every_firm(tmp_path):
