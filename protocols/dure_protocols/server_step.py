@@ -70,7 +70,8 @@ def server_step(terms: ServerStepTerms, model: Vector, mean: Vector, moments: Mo
     rate = np.float32(terms.learning_rate)
     match terms:
         case FedAvgTerms():  # McMahan et al. 2017
-            return _moved(model, np.multiply(mean, rate)), moments
+            # Times one is the same number, and one pass over a large model less.
+            return (np.add(mean, model) if rate == 1 else _moved(model, np.multiply(mean, rate))), moments
         case FedAvgMTerms():  # Hsu et al. 2019
             (first,) = moments.vectors
             first = np.multiply(first, np.float32(terms.momentum))

@@ -14,6 +14,7 @@ from tests.protocols.test_global_state import INITIAL, a_job, published
 from tests.protocols.test_job import VALUES
 
 TERMS = (
+    FedAvgTerms(learning_rate=1.0),
     FedAvgTerms(learning_rate=0.7),
     FedAvgMTerms(learning_rate=0.7, momentum=0.9),
     FedAdagradTerms(learning_rate=0.1),
