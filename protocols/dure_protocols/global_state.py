@@ -224,7 +224,8 @@ class GlobalState:
         metrics = _metrics(job, decoded)
         self._note_best(metrics, round_)
         if is_training(job, round_):
-            self.model, self.moments = server_step(job.server_step, self.model, decoded.mean, self.moments)
+            mean = decoded.mean
+            self.model, self.moments = server_step(job.server_step, self.model, mean, self.moments, out=mean)
             self.digest = model_digest(self.model)
         if moves_clip(job, round_):
             self.clip = next_clip(job.codec, self.clip, float(decoded.exact[-1]), members)

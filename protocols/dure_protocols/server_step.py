@@ -57,8 +57,13 @@ def first_moments(terms: ServerStepTerms, parameters: int) -> Moments:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a job that runs away is stopped by its coordinator, with a reason
-def server_step(terms: ServerStepTerms, model: Vector, mean: Vector, moments: Moments) -> tuple[Vector, Moments]:
-    """The next global model and the next moments. model, mean: (d,) float32, neither is changed.
+def server_step(
+    terms: ServerStepTerms, model: Vector, mean: Vector, moments: Moments, out: Vector | None = None
+) -> tuple[Vector, Moments]:
+    """The next global model and the next moments. model, mean: (d,) float32, neither is changed but for `out`.
+
+    out: (d,) float32 that FedAvg's next model may be written to, such as the mean itself where nobody needs it any
+    more: a large array costs more to get than to fill.
 
     Raises MisuseError for other shapes, or for moments of another algorithm.
     """
@@ -70,8 +75,10 @@ def server_step(terms: ServerStepTerms, model: Vector, mean: Vector, moments: Mo
     rate = np.float32(terms.learning_rate)
     match terms:
         case FedAvgTerms():  # McMahan et al. 2017
+            target = np.empty_like(mean) if out is None else out
             # Times one is the same number, and one pass over a large model less.
-            return (np.add(mean, model) if rate == 1 else _moved(model, np.multiply(mean, rate))), moments
+            step = mean if rate == 1 else np.multiply(mean, rate, out=target)
+            return np.add(step, model, out=target), moments
         case FedAvgMTerms():  # Hsu et al. 2019
             (first,) = moments.vectors
             first = np.multiply(first, np.float32(terms.momentum))

@@ -117,6 +117,15 @@ def test_a_step_changes_nothing_that_it_was_given(terms):
 
 
 @by_kind
+def test_the_next_model_may_take_the_mean_s_place(terms):
+    model, mean, moments = np.float32([1, -0.0]), np.float32([0.25, -0.0]), first_moments(terms, 2)
+    expected, remembered = server_step(terms, model, mean, moments)
+    got, again = server_step(terms, model, mean, moments, out=mean)
+    assert got.tobytes() == expected.tobytes()
+    assert remembered.digests == again.digests
+
+
+@by_kind
 def test_every_element_goes_its_own_way(terms):
     """No reductions, and the same bits wherever an element stands: vector registers and the scalars behind them."""
     chance = np.random.default_rng(1)
