@@ -129,7 +129,8 @@ def test_a_firm_restored_between_any_two_steps_goes_on_from_its_files(tmp_path, 
     consortium.run()
     assert not consortium.link.faults
     assert consortium.members_by_round()[2] == ALL[:5]
-    assert attempts(consortium)[1] == 1
+    # One that was killed before it could say that it had joined is let in by a fresh attempt.
+    assert attempts(consortium)[1] == (2 if (phase, kind) == ("join", "lost") else 1)
     check_counted_once(consortium, 2)
     check_all_agree(consortium)
 
