@@ -1,6 +1,6 @@
 """`make chaos`: the whole matrix and random lists of faults, printed as tables. Takes most of an hour.
 
-    python -m tests.chaos [--lists 200] [--seed 1] [--only matrix|links|disks|stores|named|random]
+    python -m tests.chaos [--lists 200] [--seed 1] [--only matrix|costs|links|disks|stores|named|random]
 
 Ends with status 1 if a job ended otherwise than it must.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from statistics import median
 
 from tests.chaos import disks
 from tests.chaos.faults import PHASES, PROCESSES, Action, Fault, kills_of, random_faults
@@ -22,6 +23,7 @@ from tests.postgres import MISSING, programs, restartable_server
 ROUNDS_OF_A_LIST = 3
 LISTS_OF_A_SITE = 25  # ledgers are verified whole after each job, so they should not grow for ever
 SECONDS_A_FAULT = 60.0  # patience, on a machine that does other things, too
+TURNS = 5
 LONG_SECONDS = 40.0  # longer than the agents' keepalive of 20 s and its timeout of 10 s
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -140,6 +142,34 @@ def named() -> bool:
     return is_well
 
 
+def costs() -> bool:
+    """What a kill in mid-round costs: jobs of two rounds, undisturbed and with one kill each, in turns. Vectors are so
+    small that nothing is resent worth counting; the process is started again at once."""
+    kills = {
+        "link": Fault("link", Action.KILL, "update", 1, "link stored"),
+        "agent": Fault("agent:firm-a", Action.KILL, "update", 1, "agent:firm-a made"),
+        "trainer": Fault("trainer:firm-a", Action.KILL, "update", 1, "trainer:firm-a training"),
+        "coordinator": Fault("coordinator", Action.KILL, "update", 1),
+        "server": Fault("server", Action.KILL, "update", 1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ("undisturbed", *kills)}
+    is_well = True
+    with running() as site:
+        site.run([], rounds=2)
+        for _ in range(TURNS):
+            for name, taken in seconds.items():
+                faults = [kills[name]] if name in kills else []
+                outcome = site.run(faults, rounds=2)
+                is_well &= tell(f"kill -9 {name}" if faults else name, outcome)
+                taken.append(outcome.seconds)
+    say()
+    usual = median(seconds["undisturbed"])
+    for name in kills:
+        more = [taken - usual for taken in seconds[name]]
+        say(f"kill -9 {name}: {median(more):.1f} s more than {usual:.1f} s ({min(more):.1f} to {max(more):.1f})")
+    return is_well
+
+
 def random_lists(num_lists: int, first_seed: int) -> bool:
     """Random lists of faults, in both modes."""
     seeds: Iterator[int] = iter(range(first_seed, first_seed + num_lists))
@@ -169,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parts: dict[str, Callable[[], bool]] = {
         "matrix": matrix,
+        "costs": costs,
         "links": links,
         "disks": full_disks,
         "stores": stores,
