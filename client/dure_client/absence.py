@@ -48,13 +48,17 @@ class Window:
         days = frozenset(day for part in found["days"].split(",") for day in _days(part))
         return cls(days, _minutes(found["from"]), _minutes(found["to"]))
 
+    @property
+    def length(self) -> timedelta:
+        """From its beginning to its end."""
+        return timedelta(minutes=(self.end_minutes - self.start_minutes - 1) % MINUTES_A_DAY + 1)
+
     def end_at(self, now: datetime) -> datetime | None:
         """When the window that is open at `now` ends; None if it is not open. Wall-clock times without a zone."""
         for days_ago in (0, 1):
             midnight = datetime.combine(now.date() - timedelta(days=days_ago), time.min)
-            length = (self.end_minutes - self.start_minutes - 1) % MINUTES_A_DAY + 1
             begin = midnight + timedelta(minutes=self.start_minutes)
-            end = begin + timedelta(minutes=length)
+            end = begin + self.length
             if midnight.weekday() in self.days and begin <= now < end:
                 return end
         return None
@@ -142,6 +146,11 @@ def absence(home: AgentHome, windows: Sequence[str], firm: str, job: str, now: d
             return Absence(firm, AbsenceReason.PAUSED, _unix(pause_.until))
     until = maintenance_until(windows, now)
     return None if until is None else Absence(firm, AbsenceReason.MAINTENANCE, _unix(until))
+
+
+def at_limit(firm: str, until: datetime) -> Absence:
+    """What this firm answers an invitation with when its shift has trained all that it may."""
+    return Absence(firm, AbsenceReason.LIMIT, _unix(until))
 
 
 def _unix(moment: datetime | None) -> int:

@@ -120,14 +120,16 @@ class Agent:
         kind_of: Callable[[Envelope], RecordKind] = ledger_kind,
         clock: Callable[[], float] | None = None,
         answered: Callable[[Envelope, Envelope], None] = lambda _, __: None,
+        has_left: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`state` is the folder for answers and boxes, `node_id` this firm's number (`frames.node_id`).
 
         `kind_of` names a reply for the ledger and raises if it must not leave; `clock` is Unix time in seconds, and the
         server's as the link tells it unless another is given: whether a message still counts is for its sender to say.
-        `answered` is told each message and its answer, once.
+        `answered` is told each message and its answer, once. `has_left`: whether the firm left a job, by its id; then
+        nothing of the job is sent but refusals, whatever was answered before.
         """
-        self._answered = answered
+        self._answered, self._has_left = answered, has_left
         self._node_id = node_id
         self._link = link
         self._app = app
@@ -179,6 +181,9 @@ class Agent:
             logger.exception("the firm answers %r that it lost its state", message)
             lost = message.reply(error_code=RefusalCode.STATE_LOST, created_at=self._clock())
             self._send(self._keep(file, lost), message.expires_at)
+        except _LeftError:
+            left = message.reply(error_code=RefusalCode.LEFT, created_at=self._clock())
+            self._send(self._keep(file, left), message.expires_at)
 
     def prune(self) -> None:
         """Delete what nobody will ask for again. Files' times are this machine's, so its clock counts here."""
@@ -253,6 +258,7 @@ class Agent:
 
     def _send(self, reply: Envelope, expires_at: float) -> None:
         kind = self._kind_of(reply)
+        self._check_not_left(reply, kind)
         for ref in reply.blobs:
             file = self._outbox / ref.sha256
             if not file.exists():  # gone once the link has confirmed the reply
@@ -265,12 +271,21 @@ class Agent:
                 if error.status is grpc.StatusCode.DATA_LOSS:
                     raise _BlobLostError(f"{file} was damaged by a power failure") from error
                 raise
+        self._check_not_left(reply, kind)  # an upload takes a while, and counts for nothing without the reply
         self._link.reply(reply, kind, self._seconds_left(expires_at))
         for ref in reply.blobs:
             (self._outbox / ref.sha256).unlink(missing_ok=True)
 
+    def _check_not_left(self, reply: Envelope, kind: RecordKind) -> None:
+        if kind is not RecordKind.REFUSAL and self._has_left(Place.of(reply.group).job):
+            raise _LeftError
+
     def _seconds_left(self, expires_at: float) -> float:
         return max(1.0, expires_at - self._clock())
+
+
+class _LeftError(Exception):
+    """The firm left the job that an answer is about."""
 
 
 class _BlobLostError(Exception):

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from dure_client.commands import data, jobs, ledger, pause, policy, run, server
 from dure_client.commands.join import join
+from dure_client.commands.leave import leave
 from dure_client.commands.status import status
 from dure_protocols.errors import DureError
 
@@ -57,6 +58,9 @@ app.command()(jobs.review)
 app.command()(jobs.approve)
 app.command()(jobs.reject)
 app.command()(jobs.accept)
+app.command()(jobs.vouch)
+app.command()(jobs.vouches)
+app.command()(leave)
 app.command()(pause.pause)
 app.command()(pause.resume)
 app.add_typer(data.app, name="data")

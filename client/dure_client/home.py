@@ -3,6 +3,7 @@
     agent.toml            who we are, where the server is (written by `dure-agent join`)
     policy.toml data.toml what this firm consents to, where its data is (written by the firm)
     keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
+    vouches/              what other firms signed about each other's keys; see vouches.py
     state/                released.bin, answers/, outbox/, inbox/, link.json (what the agent last heard of the server)
     jobs/<job-id>/        job, protocol state, models, result.json; see jobs/folder.py
     ledger/ledger.jsonl   every byte that left
@@ -161,6 +162,11 @@ class AgentHome:
     def standing_file(self) -> Path:
         """What the agent last heard of the server; see link/standing.py."""
         return self.state / "link.json"
+
+    @property
+    def vouches(self) -> Path:
+        """Folder of vouches that were taken in, one file each."""
+        return self.path / "vouches"
 
     @property
     def jobs(self) -> Path:

@@ -6,7 +6,7 @@ dure_protocols.errors.RefusedError        a job is outside the policy; its code 
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
@@ -14,19 +14,39 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dure_client.absence import WindowText
-from dure_client.jobs.approvals import Decision, Verdict
+from dure_client.consent import Agreed, Asks, why_person
+from dure_client.jobs.approvals import By, Decision, Verdict
+from dure_client.shifts import Shift
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
 from dure_protocols.toml import parse_toml
+from dure_protocols.vouching import Vouch, vouchers
 
 DEFAULT_TEXT = """\
 # What this firm consents to. The agent reads this file at every request and refuses whatever is outside of it.
 # `dure-agent policy show` prints what is in force.
 
 # Who says yes to a job: "ask" waits for `dure-agent approve JOB`; "allowed-models" takes part by itself in every job
-# that passes all the checks below.
+# that passes all the checks below and is nothing new (ask_person).
 approve_jobs = "ask"
+
+# With "allowed-models": what a person here is still asked about each time, compared with the jobs that a person has
+# approved before. "new-model": a model or version of it; "new-firm": a firm, or another key of one; "new-agreement": an
+# agreement or version of it; "weaker-cohort": sums over fewer firms than in any job before. Leave one out to be asked
+# about it no more.
+ask_person = ["new-model", "new-firm", "new-agreement", "weaker-cohort"]
+
+# What a model may be for, in the words that job files use. A job for anything else is refused. Empty: any purpose, but
+# a person has to approve each job.
+purposes = []
+
+# The agreements between the firms under which jobs may run are listed at the end of this file, each version for itself:
+#     [[agreements]]
+#     name = "Valley mills data agreement"
+#     version = "2"
+#     sha256 = "…"                      # of the agreement's file, as `sha256sum` prints it
+# A job under any other is refused. None listed: any, but a person has to approve each job.
 
 # Fewest firms whose updates may be added up with ours. A sum of two shows each of the two what the other gave.
 minimum_cohort = 3
@@ -47,10 +67,25 @@ minimum_rows = 100
 # file; `dure-agent policy allow MODEL` adds one.
 allow_any_installed_model = false
 
+# How many of the accepted firms (below) have to vouch for a firm that is not accepted here, so that a job with it is
+# taken all the same. They sign its fingerprint (`dure-agent vouch`), and this agent checks their signatures
+# (`dure-agent vouches`). 0: nobody's word counts, each firm is accepted here. A firm that is accepted with another key
+# is refused, whoever vouches.
+vouchers_needed = 0
+
 # When this firm takes part in no new round, in this machine's local time, such as
 # ["Mon-Fri 06:00-14:00", "Sat,Sun 00:00-24:00", "Fri 22:00-06:00"]. A round that has begun is brought to its end; the
 # operator is told "in maintenance" and until when. `dure-agent pause` does the same by hand.
 maintenance = []
+
+# How much may be trained in a shift, over all jobs, listed at the end of this file. Windows are written as above; each
+# limit may be left out. At a limit this firm takes part in no new round until the shift ends, and the operator is told
+# "at its limit" and until when; 0 rounds is a shift without training. threads: of the processor, for the trainer.
+#     [[shifts]]
+#     window = "Mon-Fri 06:00-14:00"
+#     rounds = 4                        # rounds trained in each such shift
+#     training_minutes = 30             # minutes spent on training in each such shift
+#     threads = 1
 
 # The firms we train with, each by the fingerprint of its identity key, compared over a way of your own (a contract, a
 # phone call). `dure-agent accept FIRM FINGERPRINT` adds one. A job with any other firm in it is refused.
@@ -80,6 +115,7 @@ def _digest(value: str) -> str:
 
 HexDigest = Annotated[str, AfterValidator(_digest)]
 FirmName = Annotated[str, AfterValidator(check_firm_name)]
+Purpose = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class AllowedModel(BaseModel):
@@ -101,8 +137,13 @@ class Policy(BaseModel):
     minimum_difference: int = Field(default=1, ge=1)
     minimum_statistics_difference: int = Field(default=2, ge=1)
     minimum_rows: int = Field(default=100, ge=1)
+    ask_person: tuple[Asks, ...] = tuple(Asks)
+    purposes: tuple[Purpose, ...] = ()
+    vouchers_needed: int = Field(default=0, ge=0)
     allow_any_installed_model: bool = False
     maintenance: tuple[WindowText, ...] = ()
+    shifts: tuple[Shift, ...] = ()
+    agreements: tuple[Agreed, ...] = ()
     allowed_models: tuple[AllowedModel, ...] = ()
     firms: dict[FirmName, HexDigest] = {}
 
@@ -135,13 +176,22 @@ def read_text(path: Path) -> str:
         raise PolicyError(f"{path} cannot be read as text: {error}") from error
 
 
-def check_job(policy: Policy, job: JobFile, *, firm: str, public_key: bytes, installed: Mapping[str, str]) -> None:
+def check_job(
+    policy: Policy,
+    job: JobFile,
+    *,
+    firm: str,
+    public_key: bytes,
+    installed: Mapping[str, str],
+    vouches: Sequence[Vouch] = (),
+) -> None:
     """Whether this firm may take part in a job at all, approval aside. Pure.
 
     `firm` and `public_key` are our own; `installed` maps the models that are installed here to their digests.
-    (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned.
-    (3) There are firms enough for the smallest sum that we want. (4) The model is installed here, is the one the job
-    means, and is one that we allow.
+    (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned, or enough
+    firms that we pinned vouch for its key. (3) There are firms enough for the smallest sum that we want. (4) The model
+    is installed here, is the one the job means, and is one that we allow. (5) Its purpose and (6) the agreement are
+    among those that we listed, where we listed any.
     The caller MUST also: hold each round's cohort against `minimum_cohort` and `minimum_difference` (the secure
     aggregation does), check the contract against the data (the trainer does), and ask `check_decision`.
     Raises RefusedError.
@@ -154,23 +204,41 @@ def check_job(policy: Policy, job: JobFile, *, firm: str, public_key: bytes, ins
         )
     for name, key in keys.items():  # (2)
         if name != firm:
-            _check_pin(policy, name, fingerprint(key))
+            _check_pin(policy, job, name, key, vouches)
     if len(keys) < policy.minimum_cohort:  # (3)
         raise RefusedError(
             RefusalCode.COHORT_TOO_SMALL,
             f"job {job.id!r} has {len(keys)} firms, policy.toml asks for sums of at least {policy.minimum_cohort}",
         )
     _check_model(policy, job, installed)  # (4)
+    if policy.purposes and job.purpose not in policy.purposes:  # (5)
+        raise RefusedError(
+            RefusalCode.PURPOSE,
+            f"the job is for {job.purpose or 'no purpose that it names'!r}; policy.toml takes: "
+            f"{', '.join(map(repr, policy.purposes))}. Reject it, or add the purpose to `purposes`",
+        )
+    if policy.agreements and not any(agreed.covers(job.agreement) for agreed in policy.agreements):  # (6)
+        raise RefusedError(
+            RefusalCode.AGREEMENT,
+            f"the job runs under {job.agreement or 'no agreement'}; policy.toml takes: "
+            f"{'; '.join(map(str, policy.agreements))}. Read the agreement, then add it, or reject the job",
+        )
 
 
-def _check_pin(policy: Policy, name: str, came: str) -> None:
-    pinned = policy.firms.get(name)
+def _check_pin(policy: Policy, job: JobFile, name: str, key: bytes, vouches: Sequence[Vouch]) -> None:
+    pinned, came = policy.firms.get(name), fingerprint(key)
     if pinned is None:
+        found = vouchers(vouches, job.consortium, name, key, policy.firms)
+        if 0 < policy.vouchers_needed <= len(found):
+            return
+        counted = (
+            f"; {len(found)} of the {policy.vouchers_needed} accepted firms that policy.toml asks for vouch for it"
+        )
         raise RefusedError(
             RefusalCode.ROSTER,
             f"the firm {name!r} is not accepted here. Ask its people, over a way of your own, for the fingerprint that "
             f"their `dure-agent status` shows, and run `dure-agent accept {name} FINGERPRINT` with what they say; the "
-            f"server claims that it begins with {grouped(came)[:9]}",
+            f"server claims that it begins with {grouped(came)[:9]}{counted if policy.vouchers_needed else ''}",
         )
     if pinned != came:
         raise RefusedError(
@@ -202,17 +270,36 @@ def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> 
         )
 
 
-def check_decision(policy: Policy, job: JobFile, decision: Decision | None) -> None:
-    """Whether the firm said yes to exactly this job file. Called after `check_job`. Raises RefusedError."""
+def check_decision(
+    policy: Policy, job: JobFile, decision: Decision | None, approved_before: Sequence[JobFile] = ()
+) -> None:
+    """Whether the firm said yes to exactly this job file. Called after `check_job`. Raises RefusedError.
+
+    approved_before: the jobs that a person approved here. A yes that the policy gave by itself stands only as long as
+    it would give it again.
+    """
     if decision is not None and decision.digest == job.digest().hex():
-        if decision.verdict is Verdict.APPROVED:
+        if decision.verdict is Verdict.LEFT:
+            raise RefusedError(RefusalCode.LEFT, f"this firm left job {job.id!r} on {decision.time}")
+        if decision.verdict is Verdict.REJECTED:
+            raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
+        if decision.by is By.PERSON:
             return
-        raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
-    if policy.approve_jobs is not ApproveJobs.ALLOWED_MODELS:
+    if reasons := why_a_person(policy, job, approved_before):
         raise RefusedError(
             RefusalCode.NOT_APPROVED,
-            f"job {job.id!r} waits for this firm: run `dure-agent review {job.id}`, then `dure-agent approve {job.id}`",
+            f"job {job.id!r} waits for this firm ({'; '.join(reasons)}): run `dure-agent review {job.id}`, then "
+            f"`dure-agent approve {job.id}`",
         )
+
+
+def why_a_person(policy: Policy, job: JobFile, approved_before: Sequence[JobFile]) -> list[str]:
+    """Why a person has to say yes to this job, in words; empty if the policy may. Pure."""
+    if policy.approve_jobs is not ApproveJobs.ALLOWED_MODELS:
+        return ["policy.toml asks a person about every job"]
+    reasons = [] if policy.purposes else ["policy.toml lists no purposes"]
+    reasons += [] if policy.agreements else ["policy.toml lists no agreements"]
+    return reasons + why_person(policy.ask_person, job, approved_before)
 
 
 def pin_firm(text: str, firm: str, came: str, *, replace: bool = False) -> str:

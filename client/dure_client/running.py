@@ -8,14 +8,17 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from dure_client.agent import Agent
+from dure_client.departure import PATIENCE_SECONDS, Departure
 from dure_client.enrolment.join import finish_renewal
 from dure_client.flower import FlowerApp, client_app
 from dure_client.health import Heartbeat
 from dure_client.home import AgentHome
 from dure_client.jobs.firm import Firm
+from dure_client.leaving import check_is_member, has_left, has_left_consortium
 from dure_client.ledger import Ledger
 from dure_client.link.client import LinkClient
 from dure_client.link.clock import ServerClock
+from dure_client.link.errors import NotAdmittedError
 from dure_client.link.standing import LinkStanding
 from dure_client.metrics import AgentMetrics, MetricsServer
 from dure_client.trainer.process import TRAINER_MODULE
@@ -43,6 +46,7 @@ def run_agent(
     trainer may use; json_logs: of the trainers.
     """
     config = home.config()
+    check_is_member(home)
     finish_renewal(home)
     route, clock = config.route(os.environ), clock or ServerClock()
 
@@ -82,10 +86,21 @@ def run_agent(
         stack.callback(stop.set)
         app = FlowerApp(client_app(firm.answer))
         node = node_id(config.consortium, config.firm)
-        agent = Agent(home.state, node, link, app, answered=metrics.answered)
+        agent = Agent(home.state, node, link, app, answered=metrics.answered, has_left=lambda job: has_left(home, job))
+        departure = Departure(home, link.leave, stop, give_up=firm.give_up, gone=end)
+        leaving = threading.Thread(target=departure.run, name="leaving", daemon=True)
+        leaving.start()
         firm.resume()
         logger.info("agent of %s runs; link %s", config.firm, route)
-        agent.run()
+        try:
+            agent.run()
+        except NotAdmittedError:
+            if not has_left_consortium(home):
+                raise
+            # The server has heard it and shut this firm out; its receipt is on its way.
+            leaving.join(2 * PATIENCE_SECONDS)
+        if has_left_consortium(home):
+            logger.info("this firm left the consortium: the agent ends")
 
 
 def _close_idle(firm: Firm, stop: threading.Event) -> None:

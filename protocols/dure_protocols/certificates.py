@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dure_protocols.errors import IdentityError
 from dure_protocols.identity import UNREADABLE, check_firm_name, fingerprint
+from dure_protocols.wire import digest
 
 ROOT_DAYS = 3650
 SERVER_DAYS = 397
@@ -245,8 +246,23 @@ class Authority:
             .add_extension(issuer, critical=False)
         )
 
+    def sign(self, label: str, *parts: bytes) -> bytes:
+        """Sign the digest of a label and parts as the consortium: ECDSA with SHA-256, DER."""
+        return self._key.sign(digest(label, *parts), ec.ECDSA(hashes.SHA256()))
+
     def __repr__(self) -> str:
         return f"Authority({self.consortium!r}, {self.fingerprint[:16]}…)"
+
+
+def verify_by_root(root_pem: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+    """Check a signature made by `Authority.sign`. Raises IdentityError."""
+    key = _load_certificate(root_pem).public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise IdentityError("the consortium's root has a key of another kind; an EC key was expected")
+        key.verify(signature, digest(label, *parts), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError) as error:
+        raise IdentityError(f"a signature on {label!r} is not the consortium's") from error
 
 
 def check_issued(

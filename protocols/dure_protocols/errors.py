@@ -38,6 +38,8 @@ class RefusalCode(StrEnum):
     MODEL_DIGEST = "model-digest"
     CONTRACT = "data-contract"
     DATA = "data"
+    PURPOSE = "purpose"
+    AGREEMENT = "agreement"
     ROSTER = "roster"
     SIGNATURE = "signature"
     COHORT_TOO_SMALL = "cohort-too-small"
@@ -52,6 +54,7 @@ class RefusalCode(StrEnum):
     MALFORMED = "malformed"
     TRAINING = "training"
     STATE_LOST = "state-lost"
+    LEFT = "left"
     INTERNAL = "internal"
 
 

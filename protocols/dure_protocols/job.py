@@ -36,6 +36,9 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 
 
+_LEFT_OUT_IF_NONE = ("purpose", "agreement")  # so job files from before there were such fields keep their digests
+
+
 def majority(num_firms: int) -> int:
     """The minimum cohort of a job whose draft names none: more than half, so that no round has two disjoint cohorts.
 
@@ -88,6 +91,17 @@ class ModelTerms(_Frozen):
     round_metrics: Annotated[tuple[MetricName, ...], FailFast()] = Field(
         default=(), description="summed over firms in every round"
     )
+
+
+class Agreement(_Frozen):
+    """The contract between the firms under which a job is run: its name and version, and its text by digest."""
+
+    name: Shown
+    version: Shown
+    sha256: Digest = Field(description="SHA-256 of the agreement's file, which each firm has")
+
+    def __str__(self) -> str:
+        return f"{self.name}, version {self.version} ({self.sha256[:16]}…)"
 
 
 class CodecTerms(_Frozen):
@@ -175,6 +189,8 @@ class JobFile(_Frozen):
     title: Shown
     simulated: bool = Field(default=False, description="the data behind this job is simulated, and every page says so")
     consortium: Shown
+    purpose: Shown | None = Field(default=None, description="what the model is for, in the firms' agreed words")
+    agreement: Agreement | None = Field(default=None, description="under which the firms run this job")
     mode: Literal["retry", "threshold"] = Field(
         default="retry", description="after a drop-out: a fresh attempt without it, or the survivors open the sum"
     )
@@ -229,8 +245,12 @@ class JobFile(_Frozen):
             )
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: sorted keys, no blanks, UTF-8."""
-        return canonical_json(self.model_dump(mode="json"))
+        """Canonical JSON: sorted keys, no blanks, UTF-8; without `purpose` and `agreement` where there is none."""
+        written = self.model_dump(mode="json")
+        for name in _LEFT_OUT_IF_NONE:
+            if written[name] is None:
+                del written[name]
+        return canonical_json(written)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "JobFile":

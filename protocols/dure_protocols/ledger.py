@@ -52,6 +52,7 @@ class RecordKind(StrEnum):
     VOTE = "vote"  # in threshold mode: whose sum may be opened
     RELEASE = "release"  # the firm's own self-mask seed; in threshold mode with shares of others' secrets
     FINISHED = "finished"
+    LEAVE = "leave"  # the signed statement that the firm leaves a job or the consortium
     REFUSAL = "refusal"  # a phase and an error code
     BLOB = "blob"  # the bytes of a masked vector, from offset_bytes on
     BLOB_CONTROL = "blob-control"  # which blob, how large, from which offset

@@ -11,7 +11,7 @@
     ReleaseRequest        Release               receipts or votes; the self-mask seed, and shares in threshold mode
     Finish                Finished              the last sum
     Hello                 Present               on a runtime that does not know which node is which firm
-    Invitation            Absence               not now: the firm is paused or in maintenance
+    Invitation            Absence               not now: the firm is paused, in maintenance or at a limit
     (any)                 Refusal               a code, never a reason
 
 What a firm answers is, together with the masked vector, all that it tells the coordinator (design, section 7).
@@ -419,6 +419,8 @@ class AbsenceReason(StrEnum):
 
     PAUSED = "paused"
     MAINTENANCE = "maintenance"
+    LIMIT = "limit"
+    """It has trained as much as its shift allows."""
 
 
 def _read_reason(reader: Reader) -> AbsenceReason:

@@ -20,6 +20,7 @@ from dure_protocols.errors import DureError
 from dure_protocols.global_state import model_digest
 from dure_protocols.job import (
     MAX_RETRY_FIRMS,
+    Agreement,
     CodecTerms,
     FedAvgTerms,
     JobFile,
@@ -54,6 +55,8 @@ class JobDraft(BaseModel):
     id: str
     title: str
     simulated: bool = False
+    purpose: str | None = None
+    agreement: Agreement | None = None
     model: str
     options: dict[str, JsonValue] = {}
     contract: str
@@ -101,6 +104,8 @@ def make_job(
             id=draft.id,
             title=draft.title,
             simulated=draft.simulated or contract.simulated,
+            purpose=draft.purpose,
+            agreement=draft.agreement,
             consortium=consortium,
             firms=identities,
             minimum_cohort=draft.minimum_cohort or majority(len(identities)),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dure_client.jobs.approvals import Decision, Verdict
+from dure_client.consent import Asks
+from dure_client.jobs.approvals import By, Decision, Verdict
 from dure_client.policy import (
     DEFAULT_TEXT,
     Policy,
@@ -12,9 +13,11 @@ from dure_client.policy import (
     check_job,
     pin_firm,
 )
+from dure_client.policy_words import in_words
 from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.identity import Identity, grouped
-from dure_protocols.job import CodecTerms, JobFile, ModelTerms
+from dure_protocols.job import Agreement, CodecTerms, JobFile, ModelTerms
+from dure_protocols.vouching import Vouch
 
 OWN, LEE, PARK = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
 DIGEST = "ab" * 32
@@ -116,7 +119,7 @@ def decision(verdict: Verdict, job: JobFile) -> Decision:
         pytest.param(
             "ask", decision(Verdict.APPROVED, job_of(FIRMS, "rul")), RefusalCode.NOT_APPROVED, id="another file"
         ),
-        pytest.param("allowed-models", None, None, id="by itself"),
+        pytest.param("allowed-models", None, RefusalCode.NOT_APPROVED, id="by itself, but nothing is listed"),
         pytest.param(
             "allowed-models", decision(Verdict.REJECTED, job_of()), RefusalCode.REJECTED_BY_FIRM, id="a no counts"
         ),
@@ -134,8 +137,10 @@ def test_who_says_yes(approve_jobs: str, said: Decision | None, code: RefusalCod
 
 def test_the_default_file_is_the_default_policy_and_strict() -> None:
     assert Policy.parse(DEFAULT_TEXT) == Policy()
-    for name in set(Policy.model_fields) - {"allowed_models", "firms"}:
+    for name in set(Policy.model_fields) - {"allowed_models", "firms", "agreements", "shifts"}:
         assert f"\n{name} = " in DEFAULT_TEXT, "each field stands in the file, with its explanation above it"
+    for table in ("agreements", "shifts"):
+        assert f"#     [[{table}]]" in DEFAULT_TEXT
     with pytest.raises(RefusedError):
         check(Policy(), job_of())
 
@@ -150,6 +155,11 @@ def test_the_default_file_is_the_default_policy_and_strict() -> None:
         pytest.param(f'[firms]\nLee = "{DIGEST}"', "firm's name", id="a name that is none"),
         pytest.param('[[allowed_models]]\nname = "tabular"', "digest", id="a model without digest"),
         pytest.param('[[allowed_models]]\nname = "*"\ndigest = "*"', "allowed_models", id="any model"),
+        pytest.param('ask_person = ["a-new-moon"]', "ask_person", id="an unknown novelty"),
+        pytest.param('[[agreements]]\nname = "A"\nversion = "1"', "sha256", id="an agreement without its text"),
+        pytest.param('[[shifts]]\nwindow = "Mon 25:00-26:00"', "no time of a day", id="a shift at no time"),
+        pytest.param('[[shifts]]\nwindow = "Mon 06:00-14:00"\nround = 3', "round", id="a misspelt limit"),
+        pytest.param("vouchers_needed = -1", "vouchers_needed", id="fewer than no vouchers"),
         pytest.param("minimum_cohort = = 3", "not valid TOML", id="no TOML"),
     ],
 )
@@ -214,3 +224,134 @@ def test_allowing_a_model_adds_it_once() -> None:
     assert policy.firms == {"lee": LEE.fingerprint}
     with pytest.raises(PolicyError):
         allow_model(DEFAULT_TEXT, 'x"\nfoo = 1', DIGEST)
+
+
+AGREEMENT = Agreement(name="Valley agreement", version="2", sha256="cd" * 32)
+BY_ITSELF = Policy.parse(
+    f"""
+    approve_jobs = "allowed-models"
+    purposes = ["predictive maintenance"]
+    [[agreements]]
+    name = "Valley agreement"
+    version = "2"
+    sha256 = "{AGREEMENT.sha256.upper()}"
+    """
+).model_copy(update={"firms": POLICY.firms, "allowed_models": POLICY.allowed_models})
+
+
+def agreed_job(**changes: object) -> JobFile:
+    terms = {"purpose": "predictive maintenance", "agreement": AGREEMENT, "minimum_cohort": 3}
+    return JobFile.model_validate({**job_of().model_dump(), **terms, **changes})
+
+
+BEFORE = [agreed_job(id="job-0")]
+
+
+def test_a_job_under_a_listed_purpose_and_agreement_that_is_nothing_new_needs_no_person() -> None:
+    check(BY_ITSELF, agreed_job())
+    check_decision(BY_ITSELF, agreed_job(), None, BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        pytest.param({"purpose": "pricing"}, RefusalCode.PURPOSE, id="another purpose"),
+        pytest.param({"purpose": None}, RefusalCode.PURPOSE, id="no purpose"),
+        pytest.param({"agreement": None}, RefusalCode.AGREEMENT, id="no agreement"),
+        pytest.param(
+            {"agreement": AGREEMENT.model_copy(update={"version": "3"})}, RefusalCode.AGREEMENT, id="another version"
+        ),
+        pytest.param(
+            {"agreement": AGREEMENT.model_copy(update={"sha256": "ef" * 32})}, RefusalCode.AGREEMENT, id="another text"
+        ),
+    ],
+)
+def test_what_is_not_listed_is_refused_even_if_a_person_approved(changes: dict[str, object], code: RefusalCode) -> None:
+    with pytest.raises(RefusedError) as caught:
+        check(BY_ITSELF, agreed_job(**changes))
+    assert caught.value.code is code
+
+
+NEW_FIRM = {**job_of().firms, "lee": Identity.from_seed(b"\x09" * 32).public_bytes.hex()}
+
+
+@pytest.mark.parametrize(
+    ("asks", "before", "says"),
+    [
+        pytest.param("new-model", {"model": {**job_of().model.model_dump(), "digest": "ee" * 32}}, "the model", id="m"),
+        pytest.param("new-firm", {"firms": NEW_FIRM}, "roster, or with another key: lee", id="another key"),
+        pytest.param("new-agreement", {"agreement": None}, "the agreement is new: Valley", id="agreement"),
+        pytest.param("weaker-cohort", {"firms": {**job_of().firms, "yu": "99" * 32}, "minimum_cohort": 4}, "of 3", id="c"),
+    ],
+)  # fmt: skip
+def test_a_person_is_asked_about_what_is_new_unless_the_policy_says_not_to(
+    asks: str, before: dict[str, object], says: str
+) -> None:
+    earlier = [agreed_job(id="job-0", **before)]
+    with pytest.raises(RefusedError, match=says) as caught:
+        check_decision(BY_ITSELF, agreed_job(), None, earlier)
+    assert caught.value.code is RefusalCode.NOT_APPROVED
+    others = tuple(kind for kind in Asks if kind != asks)
+    check_decision(BY_ITSELF.model_copy(update={"ask_person": others}), agreed_job(), None, earlier)
+
+
+def test_before_any_job_was_approved_everything_is_new() -> None:
+    with pytest.raises(RefusedError, match="the model .* new in the roster.*: kim, lee, park; the agreement"):
+        check_decision(BY_ITSELF, agreed_job(), None, [])
+
+
+def test_a_yes_of_the_policy_stands_only_as_long_as_it_would_say_so_again() -> None:
+    given = decision(Verdict.APPROVED, agreed_job()).model_copy(update={"by": By.POLICY})
+    check_decision(BY_ITSELF, agreed_job(), given, BEFORE)
+    with pytest.raises(RefusedError):
+        check_decision(BY_ITSELF.model_copy(update={"approve_jobs": "ask"}), agreed_job(), given, BEFORE)
+    check_decision(POLICY, agreed_job(), given.model_copy(update={"by": By.PERSON}), BEFORE)
+
+
+def test_a_job_that_was_left_is_left_whatever_the_policy_says() -> None:
+    with pytest.raises(RefusedError) as caught:
+        check_decision(BY_ITSELF, agreed_job(), decision(Verdict.LEFT, agreed_job()), BEFORE)
+    assert caught.value.code is RefusalCode.LEFT
+
+
+CHOI = Identity.from_seed(b"\x09" * 32)
+BY_LEE, BY_PARK = (
+    Vouch.make("Test", "choi", CHOI.fingerprint, name, identity) for name, identity in (("lee", LEE), ("park", PARK))
+)
+
+
+@pytest.mark.parametrize(
+    ("needed", "vouches", "pins", "passes"),
+    [
+        pytest.param(2, [BY_LEE, BY_PARK], {}, True, id="two of two"),
+        pytest.param(1, [BY_LEE], {}, True, id="one of one"),
+        pytest.param(2, [BY_LEE, BY_LEE], {}, False, id="one twice"),
+        pytest.param(0, [BY_LEE, BY_PARK], {}, False, id="vouching is off"),
+        pytest.param(1, [BY_LEE], {"choi": "77" * 32}, False, id="accepted here with another key"),
+    ],
+)
+def test_a_firm_that_is_not_accepted_passes_on_enough_vouches(
+    needed: int, vouches: list[Vouch], pins: dict[str, str], passes: bool
+) -> None:
+    policy = POLICY.model_copy(update={"vouchers_needed": needed, "firms": {**POLICY.firms, **pins}})
+    job, ours = job_of({**FIRMS, "choi": CHOI}), {"firm": "kim", "public_key": OWN.public_bytes}
+    if passes:
+        check_job(policy, job, **ours, installed={"tabular": DIGEST}, vouches=vouches)
+        return
+    with pytest.raises(RefusedError) as caught:
+        check_job(policy, job, **ours, installed={"tabular": DIGEST}, vouches=vouches)
+    assert caught.value.code is RefusalCode.ROSTER
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        pytest.param(Policy(), "A person here approves every job", id="the default"),
+        pytest.param(BY_ITSELF, "takes part by itself", id="by itself"),
+        pytest.param(BY_ITSELF.model_copy(update={"agreements": ()}), "whatever approve_jobs says", id="not listed"),
+        pytest.param(POLICY, "accepted here by fingerprint: lee, park", id="with whom"),
+        pytest.param(Policy.parse('maintenance = ["Fri 22:00-06:00"]'), "Not in Fri 22:00-06:00", id="when"),
+    ],
+)
+def test_a_policy_can_be_read_aloud(policy: Policy, says: str) -> None:
+    assert any(says in sentence for sentence in in_words(policy))

@@ -1,6 +1,7 @@
 """`dure-agent jobs`, `review`, `approve`, `reject`, `accept`: what this firm takes part in, and with whom."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,20 +11,25 @@ from rich.table import Table
 
 from dure_client.absence import local_now, pause_in_force
 from dure_client.commands.join import HomeOption
+from dure_client.consent import novelties
 from dure_client.home import AgentHome, write_file
-from dure_client.jobs.approvals import KnownJob, Verdict, decide, known_job, known_jobs
+from dure_client.jobs.approvals import KnownJob, Verdict, approved_by_people, decide, known_job, known_jobs
+from dure_client.jobs.refusals import last_refusal
 from dure_client.jobs.results import JobResult, ResultError
 from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
+from dure_client.vouches import keep_vouch, read_vouch, read_vouches
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_models.errors import UnknownModelError
 from dure_protocols.errors import RefusedError
 from dure_protocols.identity import fingerprint, grouped, same_fingerprint
+from dure_protocols.identity import fingerprint as key_fingerprint
 from dure_protocols.job import JobFile
+from dure_protocols.vouching import Vouch, vouchers
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
-_COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red"}
+_COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red", "left": "red"}
 
 
 def installed_models() -> dict[str, str]:
@@ -61,6 +67,7 @@ def jobs(home: HomeOption) -> None:
             end = f"until {paused.until.astimezone():%Y-%m-%d %H:%M}" if paused.until else "until `dure-agent resume`"
             out.print(f"[yellow]{name or 'Every job'} is paused here {end}.[/]")
     for known in found:
+        _print_refusal(agent_home, known, out)
         _print_result(agent_home, known, out)
 
 
@@ -86,7 +93,7 @@ def approve(
             f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
             f"Run `dure-agent review {job}` again"
         )
-    _check(agent_home, known)
+    check_known(agent_home, known)
     if not digest:
         _print_review(agent_home, known, out)
         typer.confirm("Take part in this job?", abort=True)
@@ -114,14 +121,62 @@ def accept(
     _out().print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
 
 
-def _check(home: AgentHome, known: KnownJob) -> None:
-    identity = home.identity()
+def _print_refusal(home: AgentHome, known: KnownJob, out: Console) -> None:
+    """Why the agent refused something of the job last; the operator saw the code alone."""
+    kept = last_refusal(home, known.job.id)
+    if kept is not None:
+        out.print(f"[yellow]{known.job.id}: refused on {kept.time} ({kept.code}):[/] {escape(kept.reason)}")
+
+
+def vouch(
+    firm: Annotated[str, typer.Argument(help="The firm that you vouch for.")],
+    fingerprint: Annotated[str, typer.Argument(help="Its identity fingerprint, as its own people told you.")],
+    home: HomeOption,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Where to write it; FIRM-by-YOU.vouch without.")
+    ] = None,
+) -> None:
+    """Sign that a firm has this fingerprint, for firms that accept this one. Hand them the file; it is no secret."""
+    agent_home = AgentHome(home)
+    config = agent_home.config()
+    pinned = pin_firm("", firm, fingerprint)  # checks both words
+    made = Vouch.make(config.consortium, firm, Policy.parse(pinned).firms[firm], config.firm, agent_home.identity())
+    file = out_file or Path(f"{firm}-by-{config.firm}.vouch")
+    write_file(file, made.to_text().encode("ascii"), mode=0o644)
+    _out().print(f"[green]✓[/] {escape(str(file))} is written: hand it to the firms that are to take {firm}.")
+
+
+def vouches(
+    home: HomeOption,
+    files: Annotated[list[Path] | None, typer.Argument(help="Vouches to take in, as other firms sent them.")] = None,
+) -> None:
+    """Take vouches in, and list those that are here and which of them count."""
+    agent_home, out = AgentHome(home), _out()
+    for file in files or []:
+        keep_vouch(agent_home, read_vouch(file))
+    policy = Policy.read(agent_home.policy_file)
+    table = Table("Firm", "Fingerprint", "Vouched by", "Counts", box=None, header_style="dim")
+    for each in read_vouches(agent_home):
+        counts = policy.firms.get(each.voucher) == key_fingerprint(each.voucher_key) and each.voucher != each.firm
+        mark = "[green]yes[/]" if counts else f"[yellow]no: {each.voucher} is not accepted here with that key[/]"
+        table.add_row(each.firm, grouped(each.fingerprint.hex()), each.voucher, mark)
+    out.print(table if table.row_count else "[dim]No vouch was taken in yet.[/]")
+    out.print(
+        f"policy.toml asks for {policy.vouchers_needed} of them for a firm that is not accepted here."
+        if policy.vouchers_needed
+        else "[dim]policy.toml asks for none: vouchers_needed is 0, so no vouch counts.[/]"
+    )
+
+
+def check_known(home: AgentHome, known: KnownJob) -> None:
+    """Hold a job against the policy, a person's yes aside. Raises RefusedError."""
     check_job(
         Policy.read(home.policy_file),
         known.job,
         firm=home.config().firm,
-        public_key=identity.public_bytes,
+        public_key=home.identity().public_bytes,
         installed=installed_models(),
+        vouches=read_vouches(home),
     )
 
 
@@ -135,6 +190,8 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
         ("Consortium", escape(job.consortium)),
         ("Digest", grouped(job.digest().hex())),
         ("State", known.state),
+        ("Purpose", escape(job.purpose or "none named")),
+        ("Agreement", escape(str(job.agreement or "none named"))),
         ("Model", f"{escape(job.model.name)}, {job.model.parameters:,} parameters, options {job.model.options}"),
         ("Model digest", grouped(job.model.digest)),
         ("Contract", f"{escape(contract.title)} ({contract.name}); check yours with `dure-agent data check`"),
@@ -147,16 +204,21 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
     out.print(rows)
     out.print(_columns(contract))
     firms = Table("Firm", "Fingerprint", "Accepted here", box=None, header_style="dim")
-    policy, own = Policy.read(home.policy_file), home.config().firm
+    policy, own, given = Policy.read(home.policy_file), home.config().firm, read_vouches(home)
     for firm, key in job.identities().items():
         pinned = policy.firms.get(firm)
         is_known = pinned is not None and pinned == fingerprint(key)
-        mark = "this firm" if firm == own else "[green]yes[/]" if is_known else "[red]no[/]"
+        vouching = sorted(vouchers(given, job.consortium, firm, key, policy.firms)) if pinned is None else []
+        no = f"[yellow]vouched for by {', '.join(vouching)}[/]" if vouching else "[red]no[/]"
+        mark = "this firm" if firm == own else "[green]yes[/]" if is_known else no
         firms.add_row(firm, grouped(fingerprint(key)), mark)
     out.print(firms)
     out.print(_PRIVACY, style="dim")
+    for words in novelties(job, approved_by_people(home, but=job.id)).values():
+        out.print(f"[yellow]New here:[/] {escape(words)}")
+    _print_refusal(home, known, out)
     try:
-        _check(home, known)
+        check_known(home, known)
     except RefusedError as error:
         out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
     else:

@@ -1,4 +1,4 @@
-"""`dure-agent policy show|init|allow`: what this firm consents to."""
+"""`dure-agent policy show|explain|check|init|allow`: what this firm consents to."""
 
 from typing import Annotated
 
@@ -7,13 +7,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dure_client.commands.jobs import installed_models
+from dure_client.commands.jobs import check_known, installed_models
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, write_file
-from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, read_text
+from dure_client.jobs.approvals import approved_by_people, known_job
+from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, read_text
+from dure_client.policy_words import in_words
+from dure_protocols.errors import RefusedError
 from dure_protocols.identity import grouped
 
 app = typer.Typer(no_args_is_help=True, help="What this firm consents to (policy.toml).")
+
+
+_PLAIN_FIELDS = (
+    "approve_jobs",
+    "minimum_cohort",
+    "minimum_difference",
+    "minimum_statistics_difference",
+    "minimum_rows",
+    "vouchers_needed",
+    "allow_any_installed_model",
+)
 
 
 def _out() -> Console:
@@ -28,9 +42,14 @@ def show(home: HomeOption) -> None:
     origin = str(file) if file.exists() else f"{file} does not exist: the strict default is in force"
     out.print(f"[dim]{escape(origin)}[/]")
     rows = Table.grid(padding=(0, 2))
-    for name in ("approve_jobs", "minimum_cohort", "minimum_difference", "minimum_rows", "allow_any_installed_model"):
+    for name in _PLAIN_FIELDS:
         rows.add_row(f"[dim]{name}[/]", str(getattr(policy, name)).lower())
+    rows.add_row("[dim]ask_person[/]", ", ".join(policy.ask_person) or "nothing beyond approve_jobs")
+    rows.add_row("[dim]purposes[/]", escape(", ".join(policy.purposes)) or "any, but a person approves each job")
+    agreed = "; ".join(map(str, policy.agreements))
+    rows.add_row("[dim]agreements[/]", escape(agreed) or "any, but a person approves each job")
     rows.add_row("[dim]maintenance[/]", escape(", ".join(policy.maintenance)) or "never")
+    rows.add_row("[dim]shifts[/]", escape("; ".join(map(str, policy.shifts))) or "no limits")
     out.print(rows)
     models = Table("Allowed model", "Digest", "Installed here", box=None, header_style="dim")
     for model in policy.allowed_models:
@@ -41,6 +60,30 @@ def show(home: HomeOption) -> None:
         firms.add_row(firm, grouped(accepted))
     out.print(models if policy.allowed_models else "[dim]No model is on the allow-list.[/]")
     out.print(firms if policy.firms else "[dim]No other firm is accepted yet.[/]")
+
+
+@app.command()
+def explain(home: HomeOption) -> None:
+    """Say in words what the policy in force means."""
+    policy, out = Policy.read(AgentHome(home).policy_file), _out()
+    for sentence in in_words(policy):
+        out.print(f"- {escape(sentence)}")
+
+
+@app.command()
+def check(job: Annotated[str, typer.Argument(help="The job's id.")], home: HomeOption) -> None:
+    """Hold a job that was proposed here against the policy, and say what the agent would do. Exit status 1: refuse."""
+    agent_home, out = AgentHome(home), _out()
+    known = known_job(agent_home, job)
+    try:
+        check_known(agent_home, known)
+        before = approved_by_people(agent_home, but=job)
+        check_decision(Policy.read(agent_home.policy_file), known.job, known.decision, before)
+    except RefusedError as error:
+        out.print(f"[red]Refused; the operator sees the code {error.code}, and nothing more.[/]")
+        out.print(escape(str(error)))
+        raise typer.Exit(1) from error
+    out.print("[green]The agent takes part.[/]")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from dure_client.enrolment.api import EnrolmentError
 from dure_client.enrolment.join import ask_state
 from dure_client.health import Health, read_health
 from dure_client.home import AgentHome
+from dure_client.leaving import check_is_member
 from dure_client.link.clock import clock_sentence
 from dure_client.link.standing import LinkStanding
 from dure_protocols.identity import grouped
@@ -24,6 +25,7 @@ from dure_protocols.ledger import LedgerError
 _MEANING = {
     "joined": "waiting for the operator's approval",
     "approved": "approved",
+    "left": "left by this firm's own word",
     "revoked": "revoked: talk to the consortium's operator",
     "invited": "invited anew: run `dure-agent join` with the new invitation",
 }
@@ -64,7 +66,9 @@ class Status:
 
 def read_status(home: AgentHome, now: datetime) -> Status:
     """Look into the home and ask the server. Raises HomeError if the firm has not joined."""
-    config, certificate = home.config(), home.certificate()
+    config = home.config()
+    check_is_member(home)
+    certificate = home.certificate()
     standing = LinkStanding.read(home.standing_file)
     ahead = standing.clock_ahead_seconds if standing else None
     try:

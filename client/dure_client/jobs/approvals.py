@@ -4,6 +4,8 @@ A decision is for one job file, byte for byte: it names the digest, and says not
 that goes by the same name.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,6 +30,15 @@ class Verdict(StrEnum):
 
     APPROVED = "approved"
     REJECTED = "rejected"
+    LEFT = "left"
+    """It took part, or might have, and left for good."""
+
+
+class By(StrEnum):
+    """Who said it."""
+
+    PERSON = "person"
+    POLICY = "policy"
 
 
 class Decision(BaseModel):
@@ -39,15 +50,25 @@ class Decision(BaseModel):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     verdict: Verdict
     time: str
+    by: By = By.PERSON  # a file from before the policy's own yes was told apart has none
 
 
-def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime) -> Decision:
-    """Store the firm's word on a job. Called by `dure-agent approve` and `reject`; a later word replaces it."""
+def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime, by: By = By.PERSON) -> Decision:
+    """Store the firm's word on a job. A later word replaces it, but for the last: who left a job is out of it.
+
+    Raises ApprovalError for a job that this firm left: its keys are erased.
+    """
+    before = decision_on(home, job)
+    if before is not None and before.verdict is Verdict.LEFT and verdict is not Verdict.LEFT:
+        raise ApprovalError(
+            f"this firm left job {job.id!r} on {before.time} and erased its keys; the operator has to propose another"
+        )
     decision = Decision(
         job=job.id,
         digest=job.digest().hex(),
         verdict=verdict,
         time=now.astimezone(UTC).isoformat(timespec="seconds"),
+        by=by,
     )
     folder = home.job_folder(job.id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,7 +99,9 @@ class KnownJob:
 
     @property
     def state(self) -> str:
-        """In one word: proposed, approved, rejected, running or finished."""
+        """In one word: proposed, approved, rejected, running, finished or left."""
+        if self.decision is not None and self.decision.verdict is Verdict.LEFT:
+            return "left"
         if self.is_finished:
             return "finished"
         if self.decision is None:
@@ -109,3 +132,21 @@ def known_job(home: AgentHome, name: str) -> KnownJob:
 def known_jobs(home: AgentHome) -> list[KnownJob]:
     """All jobs proposed to this firm, by id."""
     return [known_job(home, name) for name in home.job_names() if (home.job_folder(name) / JOB_FILE).exists()]
+
+
+def approved_by_people(home: AgentHome, *, but: str = "") -> list[JobFile]:
+    """The jobs that a person here approved, or took part in until they left; without the one of this id."""
+    return [
+        known.job
+        for known in _readable(home)
+        if known.job.id != but
+        and known.decision is not None
+        and known.decision.by is By.PERSON
+        and known.decision.verdict is not Verdict.REJECTED
+    ]
+
+
+def _readable(home: AgentHome) -> Iterator[KnownJob]:
+    for name in home.job_names():
+        with contextlib.suppress(ApprovalError):  # a damaged job was told of elsewhere, and vouches for nothing
+            yield known_job(home, name)

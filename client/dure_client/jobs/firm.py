@@ -15,17 +15,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dure_client.absence import absence, local_now
+from dure_client.absence import absence, at_limit, local_now
 from dure_client.home import AgentHome
-from dure_client.jobs.approvals import APPROVAL_FILE, ApprovalError, Verdict, decide, decision_on, known_job, known_jobs
+from dure_client.jobs.approvals import (
+    APPROVAL_FILE,
+    ApprovalError,
+    By,
+    Verdict,
+    approved_by_people,
+    decide,
+    decision_on,
+    known_job,
+    known_jobs,
+)
 from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.refusals import forget_refusal, note_refusal
 from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
+from dure_client.leaving import has_left, has_left_consortium, leave_file
 from dure_client.policy import Policy, check_decision, check_job
+from dure_client.shifts import TrainedFile, limit_until, threads_now
 from dure_client.trainer.client import TrainerClient
-from dure_client.trainer.messages import TrainerError, TrainingSpec
+from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
+from dure_client.vouches import read_vouches
 from dure_models import registry
 from dure_models.digest import model_digest
 from dure_models.errors import ModelsError
@@ -83,37 +97,32 @@ class Firm:
         open; `monotonic`: seconds, for idle trainers.
         """
         self._clock, self._monotonic = clock, monotonic
-        self._trainer_json_log, self._trained = trainer_json_log, trained
+        self._trainer_json_log, self._told_trained = trainer_json_log, trained
         self._trainer_module = trainer_module
         self._home = home
         self._name = home.config().firm
         self._identity = home.identity()
         self._randomness, self._num_threads = randomness, num_threads
         self._released = ReleasedFile(home.state / "released.bin")
+        self._trainings = TrainedFile(home.state / "trained.json")
         self._jobs: dict[bytes, _OpenJob] = {}
         self._aside = ThreadPoolExecutor(1, "results")
 
     def answer(self, body: bytes, given: Given) -> Reaction:
         """Answer one request's bytes. Never raises on what a peer may send: the answer is then a Refusal with a code.
 
-        The reason is logged here, at the firm, and nowhere else.
+        The reason is logged here, at the firm, kept for `dure-agent jobs`, and told nowhere else.
         """
+        request = None
         try:
-            return self._react(_request(body), given)
-        except RefusedError as error:
-            return self._refuse(error.code, error)
-        except TrainerError as error:
-            return self._refuse(error.refusal, error)
-        except OutOfRangeError as error:  # NaN in an update or a metric: the training went astray
-            return self._refuse(RefusalCode.TRAINING, error)
-        except (MessageError, JobFileError) as error:
-            return self._refuse(RefusalCode.MALFORMED, error)
+            request = _request(body)
+            return self._react(request, given)
         except DureError as error:
-            return self._refuse(RefusalCode.INTERNAL, error)
+            return self._refuse(_code_of(error), error, request)
 
     def close(self) -> None:
         """End every trainer; a result that is being made is given up, and made anew by `resume`."""
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             job.trainer.shut()
         self._aside.shutdown(cancel_futures=True)
 
@@ -128,6 +137,19 @@ class Firm:
                 logger.info("job %s is quiet: its trainer is ended for now", opened.job.id)
                 ended += 1
         return ended
+
+    def give_up(self, job: str, then: Callable[[], None]) -> None:
+        """End all work on a job that this firm has left, then do something while nobody is at it. Any thread may call.
+
+        What is being trained for it fails and is answered by a refusal.
+        """
+        opened = next((each for each in list(self._jobs.values()) if each.job.id == job), None)
+        if opened is None:
+            then()
+            return
+        opened.trainer.shut()
+        opened.side.conclude(then)
+        self._jobs.pop(opened.job.digest(), None)
 
     def resume(self) -> None:
         """Go on with results that an earlier process did not finish. Called once, when an agent starts."""
@@ -169,17 +191,28 @@ class Firm:
             folder.save_job(job)
         self._check(job)
         if decision_on(self._home, job) is None:  # the policy said yes; that, too, is on record
-            decide(self._home, job, Verdict.APPROVED, utc_now())
+            decide(self._home, job, Verdict.APPROVED, utc_now(), By.POLICY)
+        forget_refusal(self._home, job.id)
         digest = job.digest()
         logger.info("job %s is approved by this firm", job.id)
         return Approval(self._name, digest, self._identity.sign("dure approval", digest, self._name.encode()))
 
     def _check(self, job: JobFile) -> Policy:
         """Everything that must hold before this firm computes anything for a job. Raises RefusedError."""
+        if has_left_consortium(self._home):
+            raise RefusedError(RefusalCode.LEFT, "this firm left the consortium")
         policy = Policy.read(self._home.policy_file)
-        public_key = self._identity.public_bytes
-        check_job(policy, job, firm=self._name, public_key=public_key, installed=installed_models(job.model.name))
-        check_decision(policy, job, decision_on(self._home, job))
+        decision = decision_on(self._home, job)
+        if decision is None or decision.verdict is not Verdict.LEFT:  # who left says so, whatever else is amiss
+            check_job(
+                policy,
+                job,
+                firm=self._name,
+                public_key=self._identity.public_bytes,
+                installed=installed_models(job.model.name),
+                vouches=read_vouches(self._home),
+            )
+        check_decision(policy, job, decision, approved_by_people(self._home, but=job.id))
         return policy
 
     def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
@@ -189,14 +222,20 @@ class Firm:
         opened.side.use_limits(_limits(policy))
         if isinstance(request, Invitation):
             away = absence(self._home, policy.maintenance, self._name, opened.job.id, self._clock())
+            full_until = limit_until(policy.shifts, self._trainings.done, self._clock())
+            if away is None and full_until is not None:
+                away = at_limit(self._name, full_until)
             if away is not None:
                 logger.info("job %s: this firm sits out (%s)", opened.job.id, away.reason.value)
                 opened.side.while_idle(opened.trainer.close)  # the machine is wanted for something else
                 return Reaction(away)
+            opened.trainer.use_threads(threads_now(policy.shifts, self._num_threads, self._clock()))
         try:
             reaction = opened.side.answer(request, given)
         finally:
             opened.used_at = self._monotonic()
+            if has_left(self._home, opened.job.id):  # meanwhile: nothing of it leaves any more
+                raise RefusedError(RefusalCode.LEFT, f"this firm left job {opened.job.id!r} while it was at work on it")
         if isinstance(reaction.message, Finished) and opened.result is None:
             opened.result = self._aside.submit(self._write_result, opened)
         return reaction
@@ -204,7 +243,9 @@ class Firm:
     def _policy_on(self, opened: "_OpenJob") -> Policy:
         """The policy in force, once the job is checked against it; checked anew when the policy or the firm's word on
         the job has changed. What is installed is looked at when the job is opened: that is what its trainer loads."""
-        stamps = _stamp(self._home.policy_file), _stamp(self._home.job_folder(opened.job.id) / APPROVAL_FILE)
+        home = self._home
+        files = home.policy_file, home.job_folder(opened.job.id) / APPROVAL_FILE, home.vouches, leave_file(home, "")
+        stamps = tuple(_stamp(file) for file in files)
         if opened.checked is None or opened.checked[0] != stamps:
             opened.checked = stamps, self._check(opened.job)
         return opened.checked[1]
@@ -248,8 +289,14 @@ class Firm:
             places,
             num_threads=self._num_threads,
             module=self._trainer_module,
-            called=self._trained,
+            called=self._note_call,
         )
+
+    def _note_call(self, method: str, seconds: float) -> None:
+        """A call of a trainer is over."""
+        if method == Method.TRAIN.value:
+            self._trainings.add(self._clock(), seconds)
+        self._told_trained(method, seconds)
 
     def _write_result(self, opened: "_OpenJob") -> None:
         """Train the firm's own model for comparison and keep both reports, at the firm."""
@@ -263,9 +310,20 @@ class Firm:
         finally:
             opened.trainer.close()
 
-    def _refuse(self, code: RefusalCode, error: DureError) -> Reaction:
+    def _refuse(self, code: RefusalCode, error: DureError, request: Request | None) -> Reaction:
         logger.warning("refused (%s): %s", code.value, error)
+        if request is not None:
+            note_refusal(self._home, self._job_of(request), code, str(error), utc_now())
         return Reaction(Refusal(self._name, code))
+
+    def _job_of(self, request: Request) -> str | None:
+        """The id of the job that a request is about, if it is known here."""
+        try:
+            if isinstance(request, Proposal):
+                return JobFile.from_bytes(request.job).id
+            return None if isinstance(request, Hello) else self._known(request.job_digest).id
+        except DureError:
+            return None
 
 
 class _OpenJob:
@@ -275,7 +333,7 @@ class _OpenJob:
         self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
         self.used_at = used_at
         self.result: Future[None] | None = None
-        self.checked: tuple[tuple[_Stamp, _Stamp], Policy] | None = None
+        self.checked: tuple[tuple[_Stamp, ...], Policy] | None = None
         """The policy that the job was last found to be within, and the stamps of the files that said so."""
 
 
@@ -286,6 +344,20 @@ def _stamp(file: Path) -> _Stamp:
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _code_of(error: DureError) -> RefusalCode:
+    """What the operator may hear of an error."""
+    match error:
+        case RefusedError():
+            return error.code
+        case TrainerError():
+            return error.refusal
+        case OutOfRangeError():  # NaN in an update or a metric: the training went astray
+            return RefusalCode.TRAINING
+        case MessageError() | JobFileError():
+            return RefusalCode.MALFORMED
+    return RefusalCode.INTERNAL
 
 
 def _limits(policy: Policy) -> FirmLimits:

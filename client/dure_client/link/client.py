@@ -222,6 +222,15 @@ class LinkClient:
 
         return self._insist(ask, patience_seconds)
 
+    def leave(self, statement: bytes, patience_seconds: float) -> bytes:
+        """Tell the consortium, signed, that this firm leaves. The same again is answered again. Returns the receipt."""
+
+        def tell() -> bytes:
+            self._record(RecordKind.LEAVE, statement)
+            return self._ask("Leave", statement)
+
+        return self._insist(tell, patience_seconds)
+
     def _watched(self, call: Any, asked_at: float | None) -> Iterator[bytes]:
         """A subscription's messages, once the link has let this firm in: its welcome says so.
 

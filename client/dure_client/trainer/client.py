@@ -155,6 +155,12 @@ class TrainerClient:
         """The trainer's process id, or None while none runs."""
         return self._process.pid if self._process is not None and self._process.is_running else None
 
+    def use_threads(self, num_threads: int) -> None:
+        """What the process may use from now on; one that runs with another number is ended, and started anew later."""
+        if num_threads != self._num_threads:
+            self._num_threads = num_threads
+            self._end()
+
     def close(self) -> None:
         """End the process. A later call would start it again."""
         self._end()

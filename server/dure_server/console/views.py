@@ -5,10 +5,11 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import func, select
 
+from dure_protocols.identity import fingerprint
 from dure_protocols.job import JobFile
 from dure_server.console.timeline import SHOWN_EVENTS, Stretch, event_views, stretches
 from dure_server.store import JobState, RoundState, SignoffState, Transaction
-from dure_server.store.tables import Event, Firm, Job, Progress, Round, Signoff
+from dure_server.store.tables import Departure, Event, Firm, Job, Progress, Round, Signoff
 
 _MOST_WANTED = (JobState.RUNNING, JobState.PAUSED, JobState.PROPOSED)
 
@@ -51,7 +52,7 @@ class RoundView(_View):
 
 
 class Seat(_View):
-    """A firm of a job, right now. `standing`: answered, waiting, left-out, idle."""
+    """A firm of a job, right now. `standing`: answered, waiting, left-out, idle; left: it left the job for good."""
 
     firm: str
     signoff: SignoffState
@@ -168,7 +169,13 @@ def job_view(tx: Transaction, job: str) -> JobView:
         threshold=body.threshold,
         main_metric=body.selection_metric or next(iter(body.model.round_metrics or sorted(metrics)), None),
         live=_live(tx.progress.get(job)),
-        seats=_seats(body, tx.signoffs.of(job), {firm.name: firm for firm in tx.firms.all()}, tx.progress.get(job)),
+        seats=_seats(
+            body,
+            tx.signoffs.of(job),
+            {firm.name: firm for firm in tx.firms.all()},
+            tx.progress.get(job),
+            tx.departures.from_job(job, {name: fingerprint(key) for name, key in body.identities().items()}),
+        ),
         rounds=rounds,
     )
 
@@ -196,7 +203,7 @@ def change_mark(tx: Transaction) -> tuple[object, ...]:
         for column in (Job.changed_at, Progress.updated_at, Signoff.changed_at, Round.started_at, Round.finished_at)
     ]
     firm_times = (Firm.invited_at, Firm.joined_at, Firm.approved_at, Firm.revoked_at, Firm.last_seen_at)
-    newest += [func.max(column) for column in (*firm_times, Event.at)]
+    newest += [func.max(column) for column in (*firm_times, Event.at, Departure.at)]
     counts = [select(func.count()).select_from(table).scalar_subquery() for table in (Firm, Job, Round)]
     marks = tx.session.execute(select(*(select(each).scalar_subquery() for each in newest), *counts)).one()
     return tuple(marks)
@@ -247,14 +254,18 @@ def _live(row: Progress | None) -> Live | None:
     )
 
 
-def _seats(body: JobFile, signoffs: list[Signoff], firms: dict[str, Firm], progress: Progress | None) -> list[Seat]:
+def _seats(
+    body: JobFile, signoffs: list[Signoff], firms: dict[str, Firm], progress: Progress | None, left: set[str]
+) -> list[Seat]:
     words = {row.firm: row for row in signoffs}
     members = set(progress.members) if progress is not None else set()
     waiting = set(progress.waiting_for) if progress is not None else set()
     seats = []
     for name in sorted(body.firms):
         word, firm = words.get(name), firms.get(name)
-        if name in waiting:
+        if name in left:
+            standing = "left"
+        elif name in waiting:
             standing = "waiting"
         elif name in members:
             standing = "answered"

@@ -31,6 +31,7 @@ M = TypeVar("M", bound=Reply)
 _FINAL_CODES = frozenset(
     {
         RefusalCode.REJECTED_BY_FIRM,
+        RefusalCode.LEFT,
         RefusalCode.UNKNOWN_MODEL,
         RefusalCode.MODEL_DIGEST,
         RefusalCode.SIGNATURE,
@@ -44,6 +45,8 @@ _WHAT_TO_DO = {
     RefusalCode.MODEL_DIGEST: "the model's code installed there is not the code that the job file names by its digest; "
     "install the same version of Dure and its models everywhere, then propose a new job or start this one again",
     RefusalCode.REJECTED_BY_FIRM: "its people said no; settle why, then propose another job",
+    RefusalCode.LEFT: "its people took it out for good, and keys and statistics need every firm of the job; propose "
+    "another job without it",
     RefusalCode.UNKNOWN_JOB: "it decided on another job of this id before; propose the job under a new id",
 }
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between proposals; each is a record in every ledger
@@ -79,6 +82,8 @@ class Agreement:
         proposal = Proposal(self._job.to_bytes())
         asked, pause_seconds = 0, FIRST_PAUSE_SECONDS
         while awaited:
+            self._refused |= dict.fromkeys(self._record.left() & awaited, RefusalCode.LEFT)
+            self._check_refusals()
             present = awaited & self._talk.connected()
             if present:
                 situation = Situation("proposal", "asking the firms to approve the job", members=tuple(sorted(present)))
@@ -147,8 +152,10 @@ class Agreement:
             situation = Situation(phase, sentence, attempt=epoch, members=tuple(everybody))
             replies: dict[str, M] = {}
             for heard in self._talk.ask(requests, situation, keep=True):
-                if isinstance(heard.message, Refusal) and heard.message.code in _FINAL_CODES:
-                    raise JobFailedError(f"{heard.firm} refused the job: {heard.message.code.value}; its log says more")
+                message = heard.message
+                if isinstance(message, Refusal) and message.code in _FINAL_CODES:
+                    told = _WHAT_TO_DO.get(message.code, "its log says more")
+                    raise JobFailedError(f"{heard.firm} refused the job ({message.code.value}): {told}")
                 if not isinstance(heard.message, expected):
                     raise EpochLostError(f"{heard.firm} refused in phase {phase}: {code_of(heard)}")
                 replies[heard.firm] = heard.message

@@ -92,6 +92,9 @@ class Conversation:
                     break
             last_look = now = self._clock()
             self._check_halt()
+            for firm in self._record.left() & set(missing.values()):  # nobody answers for it any more
+                missing = {ask_id: name for ask_id, name in missing.items() if name != firm}
+                yield Heard(firm, Refusal(firm, RefusalCode.LEFT), {}, {}, 0)
             if missing:
                 connected = self._show(situation, missing.values())
                 absent_since = now if connected & set(missing.values()) else absent_since

@@ -51,7 +51,8 @@ class Finishing:
 
         A firm answers when it holds the final model, and then takes part no more. Returns whether all have.
         """
-        behind = self._standings.of(set(self._job.firms))
+        remaining = set(self._job.firms) - self._record.left()
+        behind = self._standings.of(remaining)
         done: set[str] = set()
         tries = 0
         while behind:
@@ -66,7 +67,7 @@ class Finishing:
                 behind = {firm: last_round(self._job) if firm in far else at for firm, at in behind.items()}
                 behind = {firm: at for firm, at in behind.items() if firm not in far - taken}
             tries += 1
-        missing = sorted(set(self._job.firms) - done)
+        missing = sorted(remaining - done - self._record.left())
         sentence = "the job is finished"
         if missing:
             sentence += f"; {', '.join(missing)} will take the model when connected again"

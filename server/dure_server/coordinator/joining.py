@@ -106,6 +106,8 @@ class Joining:
         self._terms = Terms.of(job)
         self._digest = job.digest()
         self.operation = Operation()
+        self.left: set[str] = set()
+        """Firms that left the job for good."""
         self._away: set[str] = set()
         self._lost: set[str] = set()
         self._disbelieve: set[str] = set()
@@ -122,7 +124,7 @@ class Joining:
     def invited(self, excluded: set[str]) -> set[str]:
         """Whom to invite. A firm that did not come last time is waited for again once it is connected."""
         self._away -= self._talk.connected()
-        return set(self._job.firms) - excluded - self._away
+        return set(self._job.firms) - self.left - excluded - self._away
 
     def killed(self, invited: set[str]) -> set[str]:
         """Those who were killed after they had joined and before they could say so: a fresh attempt helps them."""

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from dure_protocols.errors import RefusalCode
+from dure_protocols.identity import fingerprint
+from dure_protocols.job import JobFile
 from dure_protocols.logs import from_now_on
 from dure_server.operation import Operation
 from dure_server.store import EventKind, Happening, JobState, RoundState, SignoffState, Store, Transaction
@@ -68,6 +70,7 @@ class JobRecord:
         self._phase_began: float | None = None
         self._last_awaited: str | None = None
         self._told: set[Happening] = set()
+        self._identities: dict[str, str] | None = None
 
     def should_run(self) -> bool:
         """False once the operator paused or stopped the job."""
@@ -90,6 +93,14 @@ class JobRecord:
         """How the operator wants the job to be run, as of now."""
         with self._store.reading() as at:
             return Operation.model_validate(at.jobs.get(self._job).operation)
+
+    def left(self) -> set[str]:
+        """The firms of this job that have left it, or the consortium, by their signed word."""
+        with self._store.reading() as at:
+            if self._identities is None:
+                job = JobFile.from_bytes(at.jobs.get(self._job).body)
+                self._identities = {firm: fingerprint(key) for firm, key in job.identities().items()}
+            return at.departures.from_job(self._job, self._identities)
 
     def sums_from(self) -> int:
         """The first round whose sum is still kept for firms that are behind."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from dure_protocols.errors import MessageError, RefusedError
+from dure_protocols.errors import MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import STATISTICS_ROUND, GlobalState, RoundOutcome, first_round, last_round, layout_of
 from dure_protocols.job import JobFile
 from dure_protocols.messages import MAX_SUMS, EscrowedJoin, Join, Release
@@ -107,6 +107,7 @@ class Coordinator:
         returned: set[str] = set()  # came back in this round after they were killed, which each may do once
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
+            self._check_left()
             fixed = self._record.open_attempt(number)
             self._attempt = fixed.attempt if fixed else self._record.reserve_attempt(number)
             self._talk.bytes_down, self._seconds, self._talk.aside = 0, {}, ""
@@ -174,6 +175,16 @@ class Coordinator:
         self._publish(attempt, releases, uploads)
         return {}
 
+    def _check_left(self) -> None:
+        """Go on without firms that left, or say why that cannot be. Raises JobFailedError."""
+        left = self._joining.left = self._record.left()
+        num_here = len(self._job.firms) - len(left)
+        if left and num_here < self._num_needed:
+            raise JobFailedError(
+                f"{', '.join(sorted(left))} left the job for good, and its sums need {self._num_needed} firms; "
+                f"{num_here} are left. What is published stays; propose another job without who left"
+            )
+
     def _abandon(self, reason: str) -> None:
         self._record.abandon_attempt(self.state.round, self._attempt, reason)
         self._talk.forget()
@@ -205,6 +216,8 @@ class Coordinator:
         return Situation("join", sentence, self.state.round, self._attempt, tuple(sorted(members)), tuple(missing))
 
     def _why_missing(self, firm: str, connected: set[str]) -> str:
+        if firm in self._joining.left:
+            return told_code(RefusalCode.LEFT.value)
         if firm not in connected:
             return NOT_CONNECTED
         return told_code(self._joining.refused.get(firm, NO_ANSWER))

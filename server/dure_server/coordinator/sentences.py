@@ -21,6 +21,8 @@ WHAT_TO_DO = {
     RefusalCode.MODEL_DIGEST: "other code of the model is installed there: install one version everywhere",
     RefusalCode.CONTRACT: "its data do not fit the contract: it runs `dure-agent data check`",
     RefusalCode.DATA: "its data cannot be used: it runs `dure-agent data check`",
+    RefusalCode.PURPOSE: "its policy does not take this purpose",
+    RefusalCode.AGREEMENT: "its policy does not take this agreement: which version has it accepted?",
     RefusalCode.ROSTER: "it has not accepted every firm of the job",
     RefusalCode.SIGNATURE: "a signature was wrong: compare fingerprints",
     RefusalCode.COHORT_TOO_SMALL: "too few firms for its policy: wait for more",
@@ -35,6 +37,7 @@ WHAT_TO_DO = {
     RefusalCode.MALFORMED: "it sent what is no answer: is it of another version?",
     RefusalCode.TRAINING: "its training failed: its logs/trainer.log says why",
     RefusalCode.STATE_LOST: "it lost its state",
+    RefusalCode.LEFT: "it left the job for good",
     RefusalCode.INTERNAL: "its agent failed: its logs/agent.log says why",
 }
 """What each code means to the operator; the code itself stands before it."""
@@ -52,6 +55,8 @@ def told_absence(absence: Absence) -> str:
     """Why a firm sits out and until when, by its own word."""
     if absence.reason is AbsenceReason.PAUSED:
         what, end = "paused by its people", "until they resume"
+    elif absence.reason is AbsenceReason.LIMIT:
+        what, end = "at its limit for this shift", ""
     else:
         what, end = "in maintenance", ""
     if 0 < absence.until <= _LAST_SECOND:

@@ -6,6 +6,7 @@ Reply      unary         the first reply to a message counts, and only when its 
 Upload     both ways     Announce up, Stored down, the rest of the blob up, Stored (complete) down
 Download   stream down   a blob that a message to this firm released, from an offset on
 Renew      unary         a new certificate for a signing request
+Leave      unary         the receipt for a signed statement that the firm leaves a job or the consortium
 """
 
 import asyncio
@@ -21,11 +22,12 @@ import grpc
 
 from dure_protocols.errors import IdentityError
 from dure_protocols.frames import MAX_CSR_BYTES, MAX_REQUEST_BYTES, Announce, Envelope, Fetch, Subscribe, Welcome
+from dure_protocols.leaving import MAX_LEAVE_BYTES
 from dure_protocols.versions import SPOKEN, ProtocolRange, chosen_protocol, refusal_sentence
 from dure_server.link.blobs import BlobFolder
 from dure_server.link.errors import LinkRefusedError
 from dure_server.link.exchange import Exchange
-from dure_server.link.gate import Caller, Gate
+from dure_server.link.gate import Admit, Caller, Gate
 from dure_server.link.journal import Journal, Upload
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ SERVICE = "dure.link.Firm"
 
 Renew = Callable[[str, bytes], bytes]
 """(firm, signing request as PEM) -> certificate as PEM; raises IdentityError. Called from a thread of its own."""
+Leave = Callable[[str, bytes], bytes]
+"""(firm, statement) -> receipt, see `dure_protocols.leaving`; raises IdentityError, MessageError. From that thread."""
 Presence = Callable[[str, bool, str], None]
 """(firm, is connected, agent version): told when an agent comes or goes. Called from the same thread."""
 Refused = Callable[[str, str, str], None]
@@ -50,6 +54,8 @@ class FirmService:
         exchange: Exchange,
         *,
         renew: Renew,
+        leave: Leave,
+        admit_leaver: Admit,
         presence: Presence,
         refused: Refused,
         protocols: ProtocolRange = SPOKEN,
@@ -59,7 +65,7 @@ class FirmService:
         self._journal = journal
         self._blobs = blobs
         self._exchange = exchange
-        self._renew = renew
+        self._renew, self._leave, self._admit_leaver = renew, leave, admit_leaver
         self._presence = presence
         self._refused = refused
         self._protocols = protocols
@@ -77,6 +83,7 @@ class FirmService:
                 "Upload": grpc.stream_stream_rpc_method_handler(gate.stream(self.upload)),
                 "Download": grpc.unary_stream_rpc_method_handler(gate.stream(self.download)),
                 "Renew": grpc.unary_unary_rpc_method_handler(gate.unary(self.renew)),
+                "Leave": grpc.unary_unary_rpc_method_handler(gate.unary(self.leave, self._admit_leaver)),
             },
         )
 
@@ -163,6 +170,15 @@ class FirmService:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, self._renew, caller.firm, csr)
+        except IdentityError as error:
+            raise LinkRefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+
+    async def leave(self, caller: Caller, request: bytes) -> bytes:
+        """Record, durably, that the caller leaves. Returns the receipt."""
+        statement = _limited(request, MAX_LEAVE_BYTES)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._leave, caller.firm, statement)
         except IdentityError as error:
             raise LinkRefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
 

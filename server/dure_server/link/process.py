@@ -26,7 +26,7 @@ from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
-from dure_server.link.firms import FirmService, Presence, Refused, Renew
+from dure_server.link.firms import FirmService, Leave, Presence, Refused, Renew
 from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
@@ -93,6 +93,8 @@ class Membership:
     admit: Admit
     admitted: Admitted
     renew: Renew
+    leave: Leave
+    admit_leaver: Admit
     presence: Presence
     refused: Refused
 
@@ -123,6 +125,8 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         blobs,
         exchange,
         renew=membership.renew,
+        leave=membership.leave,
+        admit_leaver=membership.admit_leaver,
         presence=membership.presence,
         refused=membership.refused,
         protocols=settings.protocols,
@@ -227,6 +231,19 @@ def link_settings(server: ServerHome) -> LinkSettings:
     )
 
 
+def store_membership(store: StoreMembership) -> Membership:
+    """What the link asks, answered by a store."""
+    return Membership(
+        admit=store.admit,
+        admitted=store.admitted,
+        renew=store.renew,
+        leave=store.leave,
+        admit_leaver=store.admit_leaver,
+        presence=store.presence,
+        refused=store.refused,
+    )
+
+
 def main(home: Path, *, as_json: bool = False) -> int:
     """Run the link of a server home until it is told to stop. The exit code; errors go to stderr as one sentence."""
     log_to_stderr("link", as_json=as_json)
@@ -234,8 +251,7 @@ def main(home: Path, *, as_json: bool = False) -> int:
     try:
         link = link_settings(server)
         store = StoreMembership(Store.open(link.store_url), server.authority())
-        membership = Membership(store.admit, store.admitted, store.renew, store.presence, store.refused)
-        asyncio.run(serve(link, membership))
+        asyncio.run(serve(link, store_membership(store)))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

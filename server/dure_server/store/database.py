@@ -18,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from dure_server.store.audit import Audit
 from dure_server.store.certificates import Certificates
 from dure_server.store.consortium import Consortia
+from dure_server.store.departures import Departures
 from dure_server.store.errors import SchemaError, StoreError
 from dure_server.store.firms import Firms
 from dure_server.store.invitations import Invitations
@@ -29,7 +30,7 @@ from dure_server.store.signoffs import Signoffs
 from dure_server.store.timeline import Timeline
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0004"
+SCHEMA_VERSION = "0005"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
@@ -69,6 +70,11 @@ class Transaction:
     def certificates(self) -> Certificates:
         """Client certificates, and whether one may be used."""
         return Certificates(self.session, self.now)
+
+    @cached_property
+    def departures(self) -> Departures:
+        """Firms that left."""
+        return Departures(self.session, self.now)
 
     @cached_property
     def jobs(self) -> Jobs:

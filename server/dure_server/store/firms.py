@@ -91,6 +91,13 @@ class Firms:
         self._session.flush()
         return row
 
+    def leave(self, name: str) -> Firm:
+        """A firm is out by its own word. Takes effect at its next request."""
+        row = self.lock(name)
+        row.status, row.revoked_at, row.connected_since = FirmStatus.LEFT, self._now, None
+        self._session.flush()
+        return row
+
     def seen(self, name: str, agent_version: str | None) -> None:
         """The link tells that a firm's agent of this version has connected, or (None) that its connection ended."""
         row = self.get(name)

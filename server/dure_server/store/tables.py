@@ -52,12 +52,14 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 class FirmStatus(StrEnum):
-    """Where a firm stands: invited → joined (its keys are known) → approved (it may use the link); or revoked."""
+    """Where a firm stands: invited → joined (its keys are known) → approved (it may use the link); or revoked by the
+    operator, or left by its own word."""
 
     INVITED = "invited"
     JOINED = "joined"
     APPROVED = "approved"
     REVOKED = "revoked"
+    LEFT = "left"
 
 
 class JobState(StrEnum):
@@ -158,6 +160,21 @@ class Firm(Base):
     """None while the firm's agent is not connected."""
     link_refusal: Mapped[str | None] = mapped_column(Text)
     """Why the link refused the firm's agent when it came last, in a sentence; None once it is connected."""
+
+
+class Departure(Base):
+    """A firm's signed word that it leaves a job or the consortium, and the receipt that it got."""
+
+    __tablename__ = "departures"
+
+    firm: Mapped[str] = mapped_column(ForeignKey("firms.name"), primary_key=True)
+    job: Mapped[str] = mapped_column(Name, primary_key=True)
+    """Empty: the consortium."""
+    at: Mapped[datetime] = mapped_column(UtcTime)
+    identity: Mapped[str] = mapped_column(Fingerprint, primary_key=True)
+    """Fingerprint of the key that signed: a firm may join anew with another, and leave again."""
+    statement: Mapped[bytes] = mapped_column(LargeBinary)
+    receipt: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class Invitation(Base):
