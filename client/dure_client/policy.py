@@ -47,6 +47,9 @@ minimum_rows = 100
 # file; `dure-agent policy allow MODEL` adds one.
 allow_any_installed_model = false
 
+# Let model packages with compiled parts be fetched. Nobody can read what those do; with false, only Python sources.
+allow_native_code = false
+
 # When this firm takes part in no new round, in this machine's local time, such as
 # ["Mon-Fri 06:00-14:00", "Sat,Sun 00:00-24:00", "Fri 22:00-06:00"]. A round that has begun is brought to its end; the
 # operator is told "in maintenance" and until when. `dure-agent pause` does the same by hand.
@@ -62,6 +65,15 @@ _FIRMS_HEADER = re.compile(r"^[ \t]*\[firms\][ \t]*(#.*)?$", re.MULTILINE)
 
 class PolicyError(DureError):
     """policy.toml is missing, not valid, or cannot be changed as asked."""
+
+
+class PackageStanding(StrEnum):
+    """How a model package stands for a job. It is installed once people said yes to it, for whatever job."""
+
+    FETCHED = "fetched"
+    INSTALLED = "installed"
+    APPROVED = "approved"
+    """It is installed, and people approved this job with it."""
 
 
 class ApproveJobs(StrEnum):
@@ -102,6 +114,7 @@ class Policy(BaseModel):
     minimum_statistics_difference: int = Field(default=2, ge=1)
     minimum_rows: int = Field(default=100, ge=1)
     allow_any_installed_model: bool = False
+    allow_native_code: bool = False
     maintenance: tuple[WindowText, ...] = ()
     allowed_models: tuple[AllowedModel, ...] = ()
     firms: dict[FirmName, HexDigest] = {}
@@ -135,13 +148,22 @@ def read_text(path: Path) -> str:
         raise PolicyError(f"{path} cannot be read as text: {error}") from error
 
 
-def check_job(policy: Policy, job: JobFile, *, firm: str, public_key: bytes, installed: Mapping[str, str]) -> None:
+def check_job(
+    policy: Policy,
+    job: JobFile,
+    *,
+    firm: str,
+    public_key: bytes,
+    installed: Mapping[str, str],
+    package: PackageStanding | None = None,
+) -> None:
     """Whether this firm may take part in a job at all, approval aside. Pure.
 
-    `firm` and `public_key` are our own; `installed` maps the models that are installed here to their digests.
+    `firm` and `public_key` are our own; `installed` maps the models that are here to their digests; `package` is how
+    the job's model package stands here, None if the model comes with Dure.
     (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned.
     (3) There are firms enough for the smallest sum that we want. (4) The model is installed here, is the one the job
-    means, and is one that we allow.
+    means, and is one that we allow; a package only once people said yes to it.
     The caller MUST also: hold each round's cohort against `minimum_cohort` and `minimum_difference` (the secure
     aggregation does), check the contract against the data (the trainer does), and ask `check_decision`.
     Raises RefusedError.
@@ -160,7 +182,7 @@ def check_job(policy: Policy, job: JobFile, *, firm: str, public_key: bytes, ins
             RefusalCode.COHORT_TOO_SMALL,
             f"job {job.id!r} has {len(keys)} firms, policy.toml asks for sums of at least {policy.minimum_cohort}",
         )
-    _check_model(policy, job, installed)  # (4)
+    _check_model(policy, job, installed, package)  # (4)
 
 
 def _check_pin(policy: Policy, name: str, came: str) -> None:
@@ -180,12 +202,13 @@ def _check_pin(policy: Policy, name: str, came: str) -> None:
         )
 
 
-def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> None:
+def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str], package: PackageStanding | None) -> None:
     name, digest = job.model.name, job.model.digest
     if name not in installed:
         raise RefusedError(
             RefusalCode.UNKNOWN_MODEL,
-            f"the model {name!r} is not installed here; install the package that offers it, or reject the job",
+            f"the model {name!r} with digest {digest[:16]}… is not here: run `dure-agent model fetch {name}` if the "
+            f"consortium's registry offers it, then `dure-agent review {job.id}`; or reject the job",
         )
     if installed[name] != digest:
         raise RefusedError(
@@ -194,12 +217,25 @@ def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> 
             "install the version that the consortium agreed on",
         )
     is_listed = any(model.name == name and model.digest == digest for model in policy.allowed_models)
-    if not (is_listed or policy.allow_any_installed_model):
+    if package is not None:
+        _check_package(policy, job, package, is_listed=is_listed)
+    elif not (is_listed or policy.allow_any_installed_model):
         raise RefusedError(
             RefusalCode.UNKNOWN_MODEL,
             f"the model {name!r} with digest {digest[:16]}… is not on the allow-list in policy.toml; "
             f"review its code, then run `dure-agent policy allow {name}`",
         )
+
+
+def _check_package(policy: Policy, job: JobFile, package: PackageStanding, *, is_listed: bool) -> None:
+    is_allowed = is_listed or policy.allow_any_installed_model
+    if package is PackageStanding.APPROVED or (package is PackageStanding.INSTALLED and is_allowed):
+        return
+    raise RefusedError(
+        RefusalCode.NOT_APPROVED,
+        f"the package of the model {job.model.name!r} is {package.value} here, and nobody approved it for job "
+        f"{job.id!r}: run `dure-agent review {job.id} --source`, then `dure-agent approve {job.id}`",
+    )
 
 
 def check_decision(policy: Policy, job: JobFile, decision: Decision | None) -> None:

@@ -10,10 +10,13 @@ from rich.table import Table
 
 from dure_client.absence import local_now, pause_in_force
 from dure_client.commands.join import HomeOption
+from dure_client.commands.models import SourceOption, approve_package, print_package
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs.approvals import KnownJob, Verdict, decide, known_job, known_jobs
 from dure_client.jobs.results import JobResult, ResultError
-from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
+from dure_client.packages.admission import JobModel, job_model
+from dure_client.packages.shelf import PackageShelf
+from dure_client.policy import PackageStanding, Policy, PolicyError, check_job, pin_firm, read_text
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
@@ -23,6 +26,7 @@ from dure_protocols.identity import fingerprint, grouped, same_fingerprint
 from dure_protocols.job import JobFile
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
+PackageOption = Annotated[str, typer.Option("--package", help="The model package's digest, where several fit the job.")]
 _COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red"}
 
 
@@ -64,10 +68,11 @@ def jobs(home: HomeOption) -> None:
         _print_result(agent_home, known, out)
 
 
-def review(job: JobArgument, home: HomeOption) -> None:
-    """Show what a job asks of this firm, and whether the policy would admit it."""
+def review(job: JobArgument, home: HomeOption, source: SourceOption = False, package: PackageOption = "") -> None:
+    """Show what a job asks of this firm, the model package it would run, and whether the policy would admit it."""
     agent_home = AgentHome(home)
-    _print_review(agent_home, known_job(agent_home, job), _out())
+    known = known_job(agent_home, job)
+    _print_review(agent_home, known, _model(agent_home, known, package), _out(), source=source)
 
 
 def approve(
@@ -76,8 +81,9 @@ def approve(
     digest: Annotated[
         str, typer.Option("--digest", help="The job file's digest, as reviewed; without it you are asked.")
     ] = "",
+    package: PackageOption = "",
 ) -> None:
-    """Say yes to a job file, exactly as it is now. Refused if the policy does not admit it."""
+    """Say yes to a job file and its model package, exactly as they are now. Refused if the policy does not admit it."""
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
     own = known.job.digest().hex()
@@ -86,16 +92,21 @@ def approve(
             f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
             f"Run `dure-agent review {job}` again"
         )
-    _check(agent_home, known)
+    model = _model(agent_home, known, package)
+    if digest and model.package is not None and not package:
+        raise PolicyError(f"job {job!r} runs a model package: name the one you reviewed, --package {model.package}")
+    _check(agent_home, known, model)
     if not digest:
-        _print_review(agent_home, known, out)
+        _print_review(agent_home, known, model, out)
         typer.confirm("Take part in this job?", abort=True)
-    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC))
+    if model.package is not None:
+        approve_package(agent_home, model.package, Policy.read(agent_home.policy_file))
+    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC), package=model.package)
     out.print(f"[green]✓[/] {job} is approved. A running agent takes it up by itself; otherwise `dure-agent run`.")
 
 
 def reject(job: JobArgument, home: HomeOption) -> None:
-    """Say no to a job. `approve` takes that back."""
+    """Say no to a job and to running its model package for it. `approve` takes that back."""
     agent_home = AgentHome(home)
     decide(agent_home, known_job(agent_home, job).job, Verdict.REJECTED, datetime.now(UTC))
     _out().print(f"{job} is rejected; the operator sees that this firm will not take part.")
@@ -114,18 +125,28 @@ def accept(
     _out().print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
 
 
-def _check(home: AgentHome, known: KnownJob) -> None:
+def _model(home: AgentHome, known: KnownJob, package: str) -> JobModel:
+    """The job's model as a person would approve it: of what package, if it is not installed with Dure.
+
+    A package that was changed here is approved anew from what was fetched, so its installed files do not count.
+    """
+    return job_model(home, known.job, package or None, for_approval=True)
+
+
+def _check(home: AgentHome, known: KnownJob, model: JobModel) -> None:
+    """Whether the policy admits the job, with its package approved."""
     identity = home.identity()
     check_job(
         Policy.read(home.policy_file),
         known.job,
         firm=home.config().firm,
         public_key=identity.public_bytes,
-        installed=installed_models(),
+        installed=model.installed,
+        package=PackageStanding.APPROVED if model.package is not None else None,
     )
 
 
-def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
+def _print_review(home: AgentHome, known: KnownJob, model: JobModel, out: Console, *, source: bool = False) -> None:
     job = known.job
     rows = Table.grid(padding=(0, 2))
     simulated = " [yellow](simulated data)[/]" if job.simulated else ""
@@ -155,8 +176,10 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
         firms.add_row(firm, grouped(fingerprint(key)), mark)
     out.print(firms)
     out.print(_PRIVACY, style="dim")
+    if model.package is not None:
+        print_package(PackageShelf(home.models), model.package, out, source=source, job=job)
     try:
-        _check(home, known)
+        _check(home, known, model)
     except RefusedError as error:
         out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
     else:

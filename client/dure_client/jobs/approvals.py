@@ -31,7 +31,10 @@ class Verdict(StrEnum):
 
 
 class Decision(BaseModel):
-    """One firm's word on one job file. `digest` is the job file's SHA-256 (hex); `time` UTC, ISO 8601."""
+    """One firm's word on one job file. `digest` is the job file's SHA-256 (hex); `time` UTC, ISO 8601.
+
+    package: digest of the model package that was read and approved with it, None for a model that comes with Dure.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,15 +42,20 @@ class Decision(BaseModel):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     verdict: Verdict
     time: str
+    package: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
-def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime) -> Decision:
-    """Store the firm's word on a job. Called by `dure-agent approve` and `reject`; a later word replaces it."""
+def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime, *, package: str | None = None) -> Decision:
+    """Store the firm's word on a job, and on the `package` that it would run, by digest.
+
+    Called by `dure-agent approve` and `reject`; a later word replaces it.
+    """
     decision = Decision(
         job=job.id,
         digest=job.digest().hex(),
         verdict=verdict,
         time=now.astimezone(UTC).isoformat(timespec="seconds"),
+        package=package,
     )
     folder = home.job_folder(job.id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

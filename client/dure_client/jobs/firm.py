@@ -22,13 +22,11 @@ from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
+from dure_client.packages.admission import job_model
 from dure_client.policy import Policy, check_decision, check_job
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
-from dure_models import registry
-from dure_models.digest import model_digest
-from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
@@ -177,8 +175,15 @@ class Firm:
     def _check(self, job: JobFile) -> Policy:
         """Everything that must hold before this firm computes anything for a job. Raises RefusedError."""
         policy = Policy.read(self._home.policy_file)
-        public_key = self._identity.public_bytes
-        check_job(policy, job, firm=self._name, public_key=public_key, installed=installed_models(job.model.name))
+        model = job_model(self._home, job)
+        check_job(
+            policy,
+            job,
+            firm=self._name,
+            public_key=self._identity.public_bytes,
+            installed=model.installed,
+            package=model.standing,
+        )
         check_decision(policy, job, decision_on(self._home, job))
         return policy
 
@@ -237,11 +242,13 @@ class Firm:
 
     def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
         home = self._home.path.resolve()  # the trainer works in another folder
+        package = job_model(self._home, job).package
         places = TrainerPlaces(
             scratch=folder.path.resolve() / "scratch",
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
             json_log=self._trainer_json_log,
+            package=None if package is None else home / self._home.models.name / package,
         )
         return TrainerClient(
             TrainingSpec.of(job),
@@ -321,14 +328,3 @@ def compare(opened: _OpenJob) -> JobResult:
         alone=ModelReport(validation=own.validation, test=own.test),
         federated=ModelReport(validation=federated.validation, test=federated.test),
     )
-
-
-def installed_models(name: str) -> dict[str, str]:
-    """The digest of a model's installed code, by name; empty if it is not installed."""
-    if name not in registry.names():
-        return {}
-    try:
-        return {name: model_digest(name)}
-    except ModelsError as error:
-        logger.warning("the model %r cannot be used: %s", name, error)
-        return {}
