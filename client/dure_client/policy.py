@@ -238,12 +238,20 @@ def _check_package(policy: Policy, job: JobFile, package: PackageStanding, *, is
     )
 
 
+def check_not_rejected(job: JobFile, decision: Decision | None) -> None:
+    """Whether the firm did not say no to exactly this job file: its people's no goes before every other reason.
+
+    Raises RefusedError.
+    """
+    if decision is not None and (decision.verdict, decision.digest) == (Verdict.REJECTED, job.digest().hex()):
+        raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
+
+
 def check_decision(policy: Policy, job: JobFile, decision: Decision | None) -> None:
     """Whether the firm said yes to exactly this job file. Called after `check_job`. Raises RefusedError."""
+    check_not_rejected(job, decision)
     if decision is not None and decision.digest == job.digest().hex():
-        if decision.verdict is Verdict.APPROVED:
-            return
-        raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
+        return
     if policy.approve_jobs is not ApproveJobs.ALLOWED_MODELS:
         raise RefusedError(
             RefusalCode.NOT_APPROVED,

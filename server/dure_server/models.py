@@ -84,22 +84,24 @@ class ModelRegistry:
 
     @contextmanager
     def offering(self, name: str, digest: str | None) -> Iterator[None]:
-        """Let this process import a published model while the block runs; nothing if it is installed anyway.
+        """Let this process import a published model while the block runs; nothing if there is none, or it is installed.
 
         `digest`: of the package, needed where several of that name are published. Raises RegistryError.
         """
-        if name in registry.names() and digest is None:
-            yield
-            return
-        found = [each for each in self.packages() if each.manifest.name == name and digest in {None, each.digest}]
-        if len(found) != 1:
+        is_installed = name in registry.names() and digest is None
+        named = [] if is_installed else [each for each in self.packages() if each.manifest.name == name]
+        found = [each for each in named if digest in {None, each.digest}]
+        if digest is not None and not found:
+            raise RegistryError(f"no package {digest[:16]}… offers the model {name!r}; see `dure-server model list`")
+        if len(found) > 1:
             listed = "".join(f"\n  - {each.manifest.version}: {each.digest}" for each in found)
             raise RegistryError(
-                f"{len(found)} published packages offer the model {name!r}; name one in the draft, package = "
-                f'"DIGEST":{listed}'
-                if found
-                else f"the model {name!r} is neither installed nor published so; `dure-server model list` shows what is"
+                f'{len(found)} published packages offer the model {name!r}; name one in the draft, package = "DIGEST":'
+                + listed
             )
+        if not found:
+            yield
+            return
         (package,) = found
         check_free_names(package.manifest)
         files = checked_files(package.wheel, package.manifest, allow_native_code=True)

@@ -23,7 +23,7 @@ from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.packages.admission import job_model
-from dure_client.policy import Policy, check_decision, check_job
+from dure_client.policy import Policy, check_decision, check_job, check_not_rejected
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
@@ -175,6 +175,8 @@ class Firm:
     def _check(self, job: JobFile) -> Policy:
         """Everything that must hold before this firm computes anything for a job. Raises RefusedError."""
         policy = Policy.read(self._home.policy_file)
+        decision = decision_on(self._home, job)
+        check_not_rejected(job, decision)
         model = job_model(self._home, job)
         check_job(
             policy,
@@ -184,7 +186,7 @@ class Firm:
             installed=model.installed,
             package=model.standing,
         )
-        check_decision(policy, job, decision_on(self._home, job))
+        check_decision(policy, job, decision)
         return policy
 
     def _answer_in_job(self, request: JobRequest, given: Given) -> Reaction:
