@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 120.0
 _LOOK_SECONDS = 0.1
-MAX_NOTE_BYTES = 64 << 10
+MAX_NOTE_BYTES = 32 << 10
 Note = TypeVar("Note", bound=BaseModel)
 
 

@@ -79,7 +79,7 @@ def _unzipped(wheel: bytes) -> Iterator[tuple[str, bytes]]:
     left, seen = MAX_UNPACKED_BYTES, set()
     try:
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
             if len(entries) > MAX_FILES:
                 raise WheelError(f"a model's wheel has at most {MAX_FILES} files, this one {len(entries)}")
             for entry in entries:
