@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from dure_client.commands import data, jobs, ledger, pause, policy, run, server
+from dure_client.commands import data, jobs, ledger, models, pause, policy, run, server, vouch
 from dure_client.commands.join import join
 from dure_client.commands.leave import leave
 from dure_client.commands.status import status
@@ -58,13 +58,14 @@ app.command()(jobs.review)
 app.command()(jobs.approve)
 app.command()(jobs.reject)
 app.command()(jobs.accept)
-app.command()(jobs.vouch)
-app.command()(jobs.vouches)
+app.command()(vouch.vouch)
+app.command()(vouch.vouches)
 app.command()(leave)
 app.command()(pause.pause)
 app.command()(pause.resume)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(models.app, name="model")
 app.add_typer(policy.app, name="policy")
 app.add_typer(server.server_app, name="server")
 app.add_typer(server.proxy_app, name="proxy")

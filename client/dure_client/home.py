@@ -6,6 +6,7 @@
     vouches/              what other firms signed about each other's keys; see vouches.py
     state/                released.bin, answers/, outbox/, inbox/, link.json (what the agent last heard of the server)
     jobs/<job-id>/        job, protocol state, models, result.json; see jobs/folder.py
+    models/<digest>/      model packages, fetched and approved; see packages/shelf.py
     ledger/ledger.jsonl   every byte that left
     logs/                 what may never leave
 
@@ -174,6 +175,11 @@ class AgentHome:
         return self.path / "jobs"
 
     @property
+    def models(self) -> Path:
+        """One folder a model package, by its digest."""
+        return self.path / "models"
+
+    @property
     def ledger_file(self) -> Path:
         """The append-only account of what left."""
         return self.path / "ledger" / "ledger.jsonl"
@@ -189,7 +195,7 @@ class AgentHome:
 
     def create(self) -> None:
         """Make the folders, private to this user. Calling it again changes nothing that is there."""
-        for folder in (self.path, self.keys, self.state, self.jobs, self.ledger_file.parent, self.logs):
+        for folder in (self.path, self.keys, self.state, self.jobs, self.models, self.ledger_file.parent, self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.keys.chmod(0o700)
 

@@ -67,6 +67,8 @@ minimum_rows = 100
 # file; `dure-agent policy allow MODEL` adds one.
 allow_any_installed_model = false
 
+# Let model packages with compiled parts be fetched. Nobody can read what those do; with false, only Python sources.
+allow_native_code = false
 # How many of the accepted firms (below) have to vouch for a firm that is not accepted here, so that a job with it is
 # taken all the same. They sign its fingerprint (`dure-agent vouch`), and this agent checks their signatures
 # (`dure-agent vouches`). 0: nobody's word counts, each firm is accepted here. A firm that is accepted with another key
@@ -97,6 +99,15 @@ _FIRMS_HEADER = re.compile(r"^[ \t]*\[firms\][ \t]*(#.*)?$", re.MULTILINE)
 
 class PolicyError(DureError):
     """policy.toml is missing, not valid, or cannot be changed as asked."""
+
+
+class PackageStanding(StrEnum):
+    """How a model package stands for a job. It is installed once people said yes to it, for whatever job."""
+
+    FETCHED = "fetched"
+    INSTALLED = "installed"
+    APPROVED = "approved"
+    """It is installed, and people approved this job with it."""
 
 
 class ApproveJobs(StrEnum):
@@ -141,6 +152,7 @@ class Policy(BaseModel):
     purposes: tuple[Purpose, ...] = ()
     vouchers_needed: int = Field(default=0, ge=0)
     allow_any_installed_model: bool = False
+    allow_native_code: bool = False
     maintenance: tuple[WindowText, ...] = ()
     shifts: tuple[Shift, ...] = ()
     agreements: tuple[Agreed, ...] = ()
@@ -184,14 +196,16 @@ def check_job(
     public_key: bytes,
     installed: Mapping[str, str],
     vouches: Sequence[Vouch] = (),
+    package: PackageStanding | None = None,
 ) -> None:
     """Whether this firm may take part in a job at all, approval aside. Pure.
 
-    `firm` and `public_key` are our own; `installed` maps the models that are installed here to their digests.
+    `firm` and `public_key` are our own; `installed` maps the models that are here to their digests; `package` is how
+    the job's model package stands here, None if the model comes with Dure.
     (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned, or enough
     firms that we pinned vouch for its key. (3) There are firms enough for the smallest sum that we want. (4) The model
-    is installed here, is the one the job means, and is one that we allow. (5) Its purpose and (6) the agreement are
-    among those that we listed, where we listed any.
+    is installed here, is the one the job means, and is one that we allow; a package only once people said yes to it.
+    (5) Its purpose and (6) the agreement are among those that we listed, where we listed any.
     The caller MUST also: hold each round's cohort against `minimum_cohort` and `minimum_difference` (the secure
     aggregation does), check the contract against the data (the trainer does), and ask `check_decision`.
     Raises RefusedError.
@@ -210,7 +224,7 @@ def check_job(
             RefusalCode.COHORT_TOO_SMALL,
             f"job {job.id!r} has {len(keys)} firms, policy.toml asks for sums of at least {policy.minimum_cohort}",
         )
-    _check_model(policy, job, installed)  # (4)
+    _check_model(policy, job, installed, package)  # (4)
     if policy.purposes and job.purpose not in policy.purposes:  # (5)
         raise RefusedError(
             RefusalCode.PURPOSE,
@@ -248,12 +262,13 @@ def _check_pin(policy: Policy, job: JobFile, name: str, key: bytes, vouches: Seq
         )
 
 
-def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> None:
+def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str], package: PackageStanding | None) -> None:
     name, digest = job.model.name, job.model.digest
     if name not in installed:
         raise RefusedError(
             RefusalCode.UNKNOWN_MODEL,
-            f"the model {name!r} is not installed here; install the package that offers it, or reject the job",
+            f"the model {name!r} with digest {digest[:16]}… is not here: run `dure-agent model fetch {name}` if the "
+            f"consortium's registry offers it, then `dure-agent review {job.id}`; or reject the job",
         )
     if installed[name] != digest:
         raise RefusedError(
@@ -262,12 +277,38 @@ def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> 
             "install the version that the consortium agreed on",
         )
     is_listed = any(model.name == name and model.digest == digest for model in policy.allowed_models)
-    if not (is_listed or policy.allow_any_installed_model):
+    if package is not None:
+        _check_package(policy, job, package, is_listed=is_listed)
+    elif not (is_listed or policy.allow_any_installed_model):
         raise RefusedError(
             RefusalCode.UNKNOWN_MODEL,
             f"the model {name!r} with digest {digest[:16]}… is not on the allow-list in policy.toml; "
             f"review its code, then run `dure-agent policy allow {name}`",
         )
+
+
+def _check_package(policy: Policy, job: JobFile, package: PackageStanding, *, is_listed: bool) -> None:
+    is_allowed = is_listed or policy.allow_any_installed_model
+    if package is PackageStanding.APPROVED or (package is PackageStanding.INSTALLED and is_allowed):
+        return
+    raise RefusedError(
+        RefusalCode.NOT_APPROVED,
+        f"the package of the model {job.model.name!r} is {package.value} here, and nobody approved it for job "
+        f"{job.id!r}: run `dure-agent review {job.id} --source`, then `dure-agent approve {job.id}`",
+    )
+
+
+def check_not_refused(job: JobFile, decision: Decision | None) -> None:
+    """Whether the firm neither left nor rejected exactly this job file: that goes before every other reason.
+
+    Raises RefusedError.
+    """
+    if decision is None or decision.digest != job.digest().hex():
+        return
+    if decision.verdict is Verdict.LEFT:
+        raise RefusedError(RefusalCode.LEFT, f"this firm left job {job.id!r} on {decision.time}")
+    if decision.verdict is Verdict.REJECTED:
+        raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
 
 
 def check_decision(
@@ -278,13 +319,9 @@ def check_decision(
     approved_before: the jobs that a person approved here. A yes that the policy gave by itself stands only as long as
     it would give it again.
     """
-    if decision is not None and decision.digest == job.digest().hex():
-        if decision.verdict is Verdict.LEFT:
-            raise RefusedError(RefusalCode.LEFT, f"this firm left job {job.id!r} on {decision.time}")
-        if decision.verdict is Verdict.REJECTED:
-            raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
-        if decision.by is By.PERSON:
-            return
+    check_not_refused(job, decision)
+    if decision is not None and decision.digest == job.digest().hex() and decision.by is By.PERSON:
+        return
     if reasons := why_a_person(policy, job, approved_before):
         raise RefusedError(
             RefusalCode.NOT_APPROVED,

@@ -21,6 +21,7 @@ from dure_client.link.clock import ServerClock
 from dure_client.link.errors import NotAdmittedError
 from dure_client.link.standing import LinkStanding
 from dure_client.metrics import AgentMetrics, MetricsServer
+from dure_client.packages.fetch import run_errand
 from dure_client.trainer.process import TRAINER_MODULE
 from dure_client.upkeep import Upkeep
 from dure_protocols.frames import Welcome, node_id
@@ -80,7 +81,7 @@ def run_agent(
 
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, end)
-        upkeep = Upkeep(home, link, stop, os.environ)
+        upkeep = Upkeep(home, link, stop, os.environ, errand=lambda: run_errand(home, counted, os.environ))
         threading.Thread(target=upkeep.run, name="upkeep", daemon=True).start()
         threading.Thread(target=_close_idle, args=(firm, stop), name="idle trainers", daemon=True).start()
         stack.callback(stop.set)

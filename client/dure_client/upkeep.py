@@ -1,12 +1,13 @@
-"""What a running agent does for its link beside its jobs: renew the certificate in time, follow agent.toml.
+"""What a running agent does for its link beside its jobs: renew the certificate in time, follow agent.toml,
+run an errand for a command.
 
-Neither costs a job anything: the link's client connects anew and repeats what was open.
+None costs a job anything: the link's client connects anew and repeats what was open.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dure_client.enrolment.join import renew, renewal_is_due
 from dure_client.home import AgentHome
@@ -30,11 +31,14 @@ class Upkeep:
         stop: threading.Event,
         environment: Mapping[str, str],
         *,
+        errand: Callable[[], None] = lambda: None,
         look_seconds: float = LOOK_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
+        """`errand` is called at each look: what a command asked the agent to do for it."""
         self._home = home
         self._link = link
+        self._errand = errand
         self._stop = stop
         self._environment = environment
         self._look_seconds = look_seconds
@@ -46,6 +50,7 @@ class Upkeep:
         """Look after both until told to stop."""
         while not self._stop.is_set():
             self._follow_settings()
+            self._errand()
             if time.monotonic() >= self._not_before:
                 self._renew_in_time()
             self._stop.wait(self._look_seconds)

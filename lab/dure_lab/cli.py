@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from dure_lab import model_commands
 from dure_protocols.errors import DureError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def demo(
 
 bench = typer.Typer(help="Measurements.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(model_commands.app, name="model")
 
 
 @bench.command(name="round")

@@ -1,5 +1,6 @@
 """The digest of a model package: what a firm puts on its allow-list and a job file names. Imports nothing heavy."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,14 +18,20 @@ def model_digest(name: str) -> str:
     """
     module = registry.module_of(name)
     folder = _package_folder(name, module)
-    shared = Path(__file__).parent
-    files = [(f"dure_models/{path.name}", path) for path in shared.glob("*.py")]
-    files += [
-        (f"{module}/{path.relative_to(folder).as_posix()}", path)
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
-    parts = [part for label, path in sorted(files) for part in (label.encode(), path.read_bytes())]
+    return digest_of(
+        name,
+        {
+            f"{module}/{path.relative_to(folder).as_posix()}": path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        },
+    )
+
+
+def digest_of(name: str, own: Mapping[str, bytes]) -> str:
+    """The same of a model's own files, each by its path "module/…", with the shared modules as installed here."""
+    shared = {f"dure_models/{path.name}": path.read_bytes() for path in Path(__file__).parent.glob("*.py")}
+    parts = [part for label, content in sorted({**shared, **own}.items()) for part in (label.encode(), content)]
     return wire.digest("dure.model", name.encode(), *parts).hex()
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dure_protocols.errors import DureError
-from dure_server.commands import firms, home
+from dure_server.commands import firms, home, models
 
 app = typer.Typer(
     name="dure-server",
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 for command in (home.init, home.run, home.status, firms.invite, firms.firms, firms.approve, firms.revoke, home.upgrade):
     app.command(command.__name__)(command)
+
+app.add_typer(models.app, name="model")
 
 if find_spec("dure_server.commands.jobs") is not None:
     import_module("dure_server.commands.jobs").mount(app)

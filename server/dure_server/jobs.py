@@ -7,11 +7,11 @@ place of the server that loads torch, and only while a job is made.
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from dure_models import registry
 from dure_models.contract import DataContract
@@ -30,6 +30,7 @@ from dure_protocols.job import (
     majority,
 )
 from dure_protocols.toml import parse_toml
+from dure_server.models import ModelRegistry
 from dure_server.operation import Operation
 from dure_server.settings import ServerHome
 from dure_server.store import FirmStatus, Store
@@ -47,7 +48,8 @@ class JobDraft(BaseModel):
 
     mode, threshold: how drop-outs are met; retry mode up to 16 firms and threshold mode above unless given.
     contract: path of the contract's TOML file, relative to the draft; firms: those that take part, all approved firms
-    unless listed; selection_metric: the model's own unless given; operation: not part of the job file, see `operation`.
+    unless listed; package: digest of the published package that offers the model, needed only where several do;
+    selection_metric: the model's own unless given; operation: not part of the job file, see `operation`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +60,7 @@ class JobDraft(BaseModel):
     purpose: str | None = None
     agreement: Agreement | None = None
     model: str
+    package: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     options: dict[str, JsonValue] = {}
     contract: str
     firms: tuple[str, ...] = ()
@@ -157,7 +160,7 @@ def _training(draft: JobDraft) -> dict[str, JsonValue]:
 def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> JobFile:
     """Make a job from a draft file, keep its first model, and put it in the store as proposed.
 
-    Raises JobDraftError, ContractError, StoreConflictError.
+    Raises JobDraftError, ContractError, RegistryError, StoreConflictError.
     """
     draft = JobDraft.read(draft_file)
     contract_file = draft_file.parent / draft.contract
@@ -165,7 +168,8 @@ def propose(home: ServerHome, store: Store, draft_file: Path, actor: str) -> Job
         raise JobDraftError(f"the draft names the contract {contract_file}, which is not there")
     contract = DataContract.from_toml(contract_file.read_text())
     identities = participating(store, draft.firms)
-    job, initial = make_job(draft, contract, home.settings().consortium, identities)
+    with ModelRegistry(home.models).offering(draft.model, draft.package):
+        job, initial = make_job(draft, contract, home.settings().consortium, identities)
     keep(home, store, job, initial, actor, draft.operation)
     return job
 

@@ -179,6 +179,11 @@ class ServerHome:
         return self.path / "jobs"
 
     @property
+    def models(self) -> Path:
+        """Published model packages, each by its digest."""
+        return self.path / "models"
+
+    @property
     def logs(self) -> Path:
         """One log a process."""
         return self.path / "logs"
@@ -204,7 +209,7 @@ class ServerHome:
 
     def create(self) -> None:
         """Make the folders, private to this user."""
-        folders = (self.path, self.pki, self.uploads, self.released, self.jobs, self.logs, self.flwr)
+        folders = (self.path, self.pki, self.uploads, self.released, self.jobs, self.models, self.logs, self.flwr)
         for folder in folders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 

@@ -200,7 +200,7 @@ def test_policy_init_writes_the_default_once(home: AgentHome) -> None:
     assert run(home, "policy", "init").exit_code == 0
     assert Policy.read(home.policy_file) == Policy()
     assert "already there" in fails(home, "policy", "init")
-    assert "not installed here" in fails(home, "policy", "allow", "no-such-model")
+    assert "is not here" in fails(home, "policy", "allow", "no-such-model")
     assert run(home, "policy", "allow", "tabular").exit_code == 0
     assert Policy.read(home.policy_file).allowed_models[0].digest == model_digest("tabular")
 

@@ -83,7 +83,7 @@ def test_a_job_within_the_policy_passes() -> None:
             RefusalCode.COHORT_TOO_SMALL, "2 firms", id="fewer firms than the smallest sum we want",
         ),
         pytest.param(
-            job_of(model="rul"), {}, None, RefusalCode.UNKNOWN_MODEL, "not installed", id="a model not installed",
+            job_of(model="rul"), {}, None, RefusalCode.UNKNOWN_MODEL, "is not here", id="a model not installed",
         ),
         pytest.param(
             job_of(digest="cd" * 32), {}, None, RefusalCode.MODEL_DIGEST, "install the version", id="another digest",

@@ -1,7 +1,6 @@
 """`dure-agent jobs`, `review`, `approve`, `reject`, `accept`: what this firm takes part in, and with whom."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,24 +10,27 @@ from rich.table import Table
 
 from dure_client.absence import local_now, pause_in_force
 from dure_client.commands.join import HomeOption
+from dure_client.commands.models import SourceOption, approve_package, print_package
 from dure_client.consent import novelties
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs.approvals import KnownJob, Verdict, approved_by_people, decide, known_job, known_jobs
 from dure_client.jobs.refusals import last_refusal
 from dure_client.jobs.results import JobResult, ResultError
-from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
-from dure_client.vouches import keep_vouch, read_vouch, read_vouches
+from dure_client.packages.admission import JobModel, job_model
+from dure_client.packages.shelf import PackageShelf
+from dure_client.policy import PackageStanding, Policy, PolicyError, check_job, pin_firm, read_text
+from dure_client.vouches import read_vouches
 from dure_models import registry
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_models.errors import UnknownModelError
 from dure_protocols.errors import RefusedError
 from dure_protocols.identity import fingerprint, grouped, same_fingerprint
-from dure_protocols.identity import fingerprint as key_fingerprint
 from dure_protocols.job import JobFile
-from dure_protocols.vouching import Vouch, vouchers
+from dure_protocols.vouching import vouchers
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
+PackageOption = Annotated[str, typer.Option("--package", help="The model package's digest, where several fit the job.")]
 _COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red", "left": "red"}
 
 
@@ -71,10 +73,11 @@ def jobs(home: HomeOption) -> None:
         _print_result(agent_home, known, out)
 
 
-def review(job: JobArgument, home: HomeOption) -> None:
-    """Show what a job asks of this firm, and whether the policy would admit it."""
+def review(job: JobArgument, home: HomeOption, source: SourceOption = False, package: PackageOption = "") -> None:
+    """Show what a job asks of this firm, the model package it would run, and whether the policy would admit it."""
     agent_home = AgentHome(home)
-    _print_review(agent_home, known_job(agent_home, job), _out())
+    known = known_job(agent_home, job)
+    _print_review(agent_home, known, _model(agent_home, known, package), _out(), source=source)
 
 
 def approve(
@@ -83,8 +86,9 @@ def approve(
     digest: Annotated[
         str, typer.Option("--digest", help="The job file's digest, as reviewed; without it you are asked.")
     ] = "",
+    package: PackageOption = "",
 ) -> None:
-    """Say yes to a job file, exactly as it is now. Refused if the policy does not admit it."""
+    """Say yes to a job file and its model package, exactly as they are now. Refused if the policy does not admit it."""
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
     own = known.job.digest().hex()
@@ -93,16 +97,21 @@ def approve(
             f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
             f"Run `dure-agent review {job}` again"
         )
-    check_known(agent_home, known)
+    model = _model(agent_home, known, package)
+    if digest and model.package is not None and not package:
+        raise PolicyError(f"job {job!r} runs a model package: name the one you reviewed, --package {model.package}")
+    check_known(agent_home, known, model)
     if not digest:
-        _print_review(agent_home, known, out)
+        _print_review(agent_home, known, model, out)
         typer.confirm("Take part in this job?", abort=True)
-    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC))
+    if model.package is not None:
+        approve_package(agent_home, model.package, Policy.read(agent_home.policy_file))
+    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC), package=model.package)
     out.print(f"[green]✓[/] {job} is approved. A running agent takes it up by itself; otherwise `dure-agent run`.")
 
 
 def reject(job: JobArgument, home: HomeOption) -> None:
-    """Say no to a job. `approve` takes that back."""
+    """Say no to a job and to running its model package for it. `approve` takes that back."""
     agent_home = AgentHome(home)
     decide(agent_home, known_job(agent_home, job).job, Verdict.REJECTED, datetime.now(UTC))
     _out().print(f"{job} is rejected; the operator sees that this firm will not take part.")
@@ -128,59 +137,29 @@ def _print_refusal(home: AgentHome, known: KnownJob, out: Console) -> None:
         out.print(f"[yellow]{known.job.id}: refused on {kept.time} ({kept.code}):[/] {escape(kept.reason)}")
 
 
-def vouch(
-    firm: Annotated[str, typer.Argument(help="The firm that you vouch for.")],
-    fingerprint: Annotated[str, typer.Argument(help="Its identity fingerprint, as its own people told you.")],
-    home: HomeOption,
-    out_file: Annotated[
-        Path | None, typer.Option("--out", help="Where to write it; FIRM-by-YOU.vouch without.")
-    ] = None,
-) -> None:
-    """Sign that a firm has this fingerprint, for firms that accept this one. Hand them the file; it is no secret."""
-    agent_home = AgentHome(home)
-    config = agent_home.config()
-    pinned = pin_firm("", firm, fingerprint)  # checks both words
-    made = Vouch.make(config.consortium, firm, Policy.parse(pinned).firms[firm], config.firm, agent_home.identity())
-    file = out_file or Path(f"{firm}-by-{config.firm}.vouch")
-    write_file(file, made.to_text().encode("ascii"), mode=0o644)
-    _out().print(f"[green]✓[/] {escape(str(file))} is written: hand it to the firms that are to take {firm}.")
+def _model(home: AgentHome, known: KnownJob, package: str = "") -> JobModel:
+    """The job's model as a person would approve it: of what package, if it is not installed with Dure.
+
+    A package that was changed here is approved anew from what was fetched, so its installed files do not count.
+    """
+    return job_model(home, known.job, package or None, for_approval=True)
 
 
-def vouches(
-    home: HomeOption,
-    files: Annotated[list[Path] | None, typer.Argument(help="Vouches to take in, as other firms sent them.")] = None,
-) -> None:
-    """Take vouches in, and list those that are here and which of them count."""
-    agent_home, out = AgentHome(home), _out()
-    for file in files or []:
-        keep_vouch(agent_home, read_vouch(file))
-    policy = Policy.read(agent_home.policy_file)
-    table = Table("Firm", "Fingerprint", "Vouched by", "Counts", box=None, header_style="dim")
-    for each in read_vouches(agent_home):
-        counts = policy.firms.get(each.voucher) == key_fingerprint(each.voucher_key) and each.voucher != each.firm
-        mark = "[green]yes[/]" if counts else f"[yellow]no: {each.voucher} is not accepted here with that key[/]"
-        table.add_row(each.firm, grouped(each.fingerprint.hex()), each.voucher, mark)
-    out.print(table if table.row_count else "[dim]No vouch was taken in yet.[/]")
-    out.print(
-        f"policy.toml asks for {policy.vouchers_needed} of them for a firm that is not accepted here."
-        if policy.vouchers_needed
-        else "[dim]policy.toml asks for none: vouchers_needed is 0, so no vouch counts.[/]"
-    )
-
-
-def check_known(home: AgentHome, known: KnownJob) -> None:
-    """Hold a job against the policy, a person's yes aside. Raises RefusedError."""
+def check_known(home: AgentHome, known: KnownJob, model: JobModel | None = None) -> None:
+    """Hold a job against the policy, a person's yes aside, as if its package were approved. Raises RefusedError."""
+    model = model or _model(home, known)
     check_job(
         Policy.read(home.policy_file),
         known.job,
         firm=home.config().firm,
         public_key=home.identity().public_bytes,
-        installed=installed_models(),
+        installed=model.installed,
         vouches=read_vouches(home),
+        package=PackageStanding.APPROVED if model.package is not None else None,
     )
 
 
-def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
+def _print_review(home: AgentHome, known: KnownJob, model: JobModel, out: Console, *, source: bool = False) -> None:
     job = known.job
     rows = Table.grid(padding=(0, 2))
     simulated = " [yellow](simulated data)[/]" if job.simulated else ""
@@ -217,8 +196,10 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
     for words in novelties(job, approved_by_people(home, but=job.id)).values():
         out.print(f"[yellow]New here:[/] {escape(words)}")
     _print_refusal(home, known, out)
+    if model.package is not None:
+        print_package(PackageShelf(home.models), model.package, out, source=source, job=job)
     try:
-        check_known(home, known)
+        check_known(home, known, model)
     except RefusedError as error:
         out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
     else:

@@ -9,12 +9,14 @@ from rich.table import Table
 
 from dure_client.commands.jobs import check_known, installed_models
 from dure_client.commands.join import HomeOption
+from dure_client.commands.models import approve_package
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs.approvals import approved_by_people, known_job
+from dure_client.packages.shelf import PackageShelf, Shelved
 from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, read_text
 from dure_client.policy_words import in_words
 from dure_protocols.errors import RefusedError
-from dure_protocols.identity import grouped
+from dure_protocols.identity import grouped, same_fingerprint
 
 app = typer.Typer(no_args_is_help=True, help="What this firm consents to (policy.toml).")
 
@@ -27,6 +29,7 @@ _PLAIN_FIELDS = (
     "minimum_rows",
     "vouchers_needed",
     "allow_any_installed_model",
+    "allow_native_code",
 )
 
 
@@ -37,8 +40,14 @@ def _out() -> Console:
 @app.command()
 def show(home: HomeOption) -> None:
     """Print the policy in force, the allowed models and the accepted firms."""
-    file, out = AgentHome(home).policy_file, _out()
-    policy, installed = Policy.read(file), installed_models()
+    agent_home, out = AgentHome(home), _out()
+    file = agent_home.policy_file
+    policy, here = Policy.read(file), set(installed_models().items())
+    here |= {
+        (each.manifest.name, each.manifest.model_digest)
+        for each in PackageShelf(agent_home.models).all()
+        if each.approved_at
+    }
     origin = str(file) if file.exists() else f"{file} does not exist: the strict default is in force"
     out.print(f"[dim]{escape(origin)}[/]")
     rows = Table.grid(padding=(0, 2))
@@ -53,7 +62,7 @@ def show(home: HomeOption) -> None:
     out.print(rows)
     models = Table("Allowed model", "Digest", "Installed here", box=None, header_style="dim")
     for model in policy.allowed_models:
-        is_here = installed.get(model.name) == model.digest
+        is_here = (model.name, model.digest) in here
         models.add_row(escape(model.name), grouped(model.digest), "[green]yes[/]" if is_here else "[yellow]no[/]")
     firms = Table("Accepted firm", "Fingerprint", box=None, header_style="dim")
     for firm, accepted in policy.firms.items():
@@ -103,15 +112,29 @@ def allow(
     home: HomeOption,
     digest: Annotated[str, typer.Option("--digest", help="Of its code; without it, of what is installed here.")] = "",
 ) -> None:
-    """Put a model on the allow-list, bound to the digest of its code."""
-    installed = installed_models()
+    """Put a model on the allow-list, bound to the digest of its code; a package that was fetched is installed."""
+    agent_home, installed = AgentHome(home), installed_models()
+    if model not in installed and (fetched := _fetched(agent_home, model, digest)) is not None:
+        digest = fetched.manifest.model_digest
+        approve_package(agent_home, fetched.digest, Policy.read(agent_home.policy_file))
     if not digest and model not in installed:
         known = ", ".join(installed) or "none"
         raise PolicyError(
-            f"the model {model!r} is not installed here (installed: {known}); install it, or give --digest"
+            f"the model {model!r} is not here (installed: {known}); run `dure-agent model fetch {model}`, "
+            "or give --digest"
         )
     wanted = digest or installed[model]
-    file = AgentHome(home).policy_file
+    file = agent_home.policy_file
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_file(file, allow_model(read_text(file), model, wanted).encode())
     _out().print(f"[green]✓[/] {escape(model)} is allowed with digest {grouped(wanted)}.")
+
+
+def _fetched(home: AgentHome, model: str, digest: str) -> Shelved | None:
+    """The one fetched package that offers the model, with that digest of its code if one is given."""
+    named = [each for each in PackageShelf(home.models).all() if each.manifest.name == model]
+    found = [each for each in named if not digest or same_fingerprint(digest, each.manifest.model_digest)]
+    if len({each.manifest.model_digest for each in found}) > 1:
+        listed = "".join(f"\n  - {each.manifest.version}: --digest {each.manifest.model_digest}" for each in found)
+        raise PolicyError(f"several packages of the model {model!r} are here; say which code you mean:{listed}")
+    return found[0] if found else None

@@ -95,7 +95,19 @@ class EnrolmentApi:
         headers = {"content-type": "application/json"}
         return self._ask(self._client.build_request("POST", path, content=body, headers=headers), form)
 
+    def get_bytes(self, path: str, max_bytes: int) -> bytes:
+        """GET a path under the API; the answer as it is. Raises an EnrolmentError, also for more than `max_bytes`."""
+        return self._send(self._client.build_request("GET", path), max_bytes)
+
     def _ask(self, request: httpx.Request, form: type[Answer]) -> Answer:
+        try:
+            return form.model_validate_json(self._send(request, MAX_ANSWER_BYTES))
+        except ValidationError as error:
+            raise EnrolmentError(
+                f"{self._url} did not answer like a Dure server of this version: check the address, then the versions"
+            ) from error
+
+    def _send(self, request: httpx.Request, max_bytes: int) -> bytes:
         sent = wire_bytes(request)
         entry = Entry(RecordKind.ENROLMENT, len(sent), hashlib.sha256(sent).digest())
         self._recorder.record(entry)
@@ -103,7 +115,7 @@ class EnrolmentApi:
         try:
             response = self._client.send(request, stream=True)
             try:
-                content = self._bounded(response)
+                content = self._bounded(response, max_bytes)
             finally:
                 response.close()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
@@ -114,12 +126,7 @@ class EnrolmentApi:
         self._hear_time(response, asked_at)
         if not response.is_success:
             raise self._refused(response.status_code, content)
-        try:
-            return form.model_validate_json(content)
-        except ValidationError as error:
-            raise EnrolmentError(
-                f"{self._url} did not answer like a Dure server of this version: check the address, then the versions"
-            ) from error
+        return content
 
     def _hear_time(self, response: httpx.Response, asked_at: float) -> None:
         """Take the server's time from the Date header: whole seconds, rounded down."""
@@ -127,12 +134,12 @@ class EnrolmentApi:
             told = parsedate_to_datetime(response.headers.get("date", ""))
             self._clock.hear(told.timestamp() + 0.5, asked_at)
 
-    def _bounded(self, response: httpx.Response) -> bytes:
+    def _bounded(self, response: httpx.Response, max_bytes: int) -> bytes:
         content = bytearray()
         for part in response.iter_raw():
             content.extend(part)
-            if len(content) > MAX_ANSWER_BYTES:
-                raise EnrolmentError(f"{self._url} sent more than {MAX_ANSWER_BYTES} bytes; it is no Dure server")
+            if len(content) > max_bytes:
+                raise EnrolmentError(f"{self._url} sent more than {max_bytes} bytes; it is no Dure server")
         return bytes(content)
 
     def _unreachable(self, error: httpx.HTTPError) -> ServerUnreachableError:

@@ -42,7 +42,10 @@ class By(StrEnum):
 
 
 class Decision(BaseModel):
-    """One firm's word on one job file. `digest` is the job file's SHA-256 (hex); `time` UTC, ISO 8601."""
+    """One firm's word on one job file. `digest` is the job file's SHA-256 (hex); `time` UTC, ISO 8601.
+
+    package: digest of the model package that was read and approved with it, None for a model that comes with Dure.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,12 +54,16 @@ class Decision(BaseModel):
     verdict: Verdict
     time: str
     by: By = By.PERSON  # a file from before the policy's own yes was told apart has none
+    package: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
-def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime, by: By = By.PERSON) -> Decision:
-    """Store the firm's word on a job. A later word replaces it, but for the last: who left a job is out of it.
+def decide(
+    home: AgentHome, job: JobFile, verdict: Verdict, now: datetime, by: By = By.PERSON, *, package: str | None = None
+) -> Decision:
+    """Store the firm's word on a job, and on the `package` that it would run, by digest.
 
-    Raises ApprovalError for a job that this firm left: its keys are erased.
+    A later word replaces it, but for the last: who left a job is out of it. Raises ApprovalError for a job that this
+    firm left: its keys are erased.
     """
     before = decision_on(home, job)
     if before is not None and before.verdict is Verdict.LEFT and verdict is not Verdict.LEFT:
@@ -69,6 +76,7 @@ def decide(home: AgentHome, job: JobFile, verdict: Verdict, now: datetime, by: B
         verdict=verdict,
         time=now.astimezone(UTC).isoformat(timespec="seconds"),
         by=by,
+        package=package,
     )
     folder = home.job_folder(job.id)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -34,15 +34,13 @@ from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.leaving import has_left, has_left_consortium, leave_file
-from dure_client.policy import Policy, check_decision, check_job
+from dure_client.packages.admission import job_model
+from dure_client.policy import Policy, check_decision, check_job, check_not_refused
 from dure_client.shifts import TrainedFile, limit_until, threads_now
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
 from dure_client.vouches import read_vouches
-from dure_models import registry
-from dure_models.digest import model_digest
-from dure_models.errors import ModelsError
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
 from dure_protocols.job import JobFile, JobFileError
@@ -203,15 +201,17 @@ class Firm:
             raise RefusedError(RefusalCode.LEFT, "this firm left the consortium")
         policy = Policy.read(self._home.policy_file)
         decision = decision_on(self._home, job)
-        if decision is None or decision.verdict is not Verdict.LEFT:  # who left says so, whatever else is amiss
-            check_job(
-                policy,
-                job,
-                firm=self._name,
-                public_key=self._identity.public_bytes,
-                installed=installed_models(job.model.name),
-                vouches=read_vouches(self._home),
-            )
+        check_not_refused(job, decision)  # its people's no goes before every other reason
+        model = job_model(self._home, job)
+        check_job(
+            policy,
+            job,
+            firm=self._name,
+            public_key=self._identity.public_bytes,
+            installed=model.installed,
+            vouches=read_vouches(self._home),
+            package=model.standing,
+        )
         check_decision(policy, job, decision, approved_by_people(self._home, but=job.id))
         return policy
 
@@ -278,11 +278,13 @@ class Firm:
 
     def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
         home = self._home.path.resolve()  # the trainer works in another folder
+        package = job_model(self._home, job).package
         places = TrainerPlaces(
             scratch=folder.path.resolve() / "scratch",
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
             json_log=self._trainer_json_log,
+            package=None if package is None else home / self._home.models.name / package,
         )
         return TrainerClient(
             TrainingSpec.of(job),
@@ -393,14 +395,3 @@ def compare(opened: _OpenJob) -> JobResult:
         alone=ModelReport(validation=own.validation, test=own.test),
         federated=ModelReport(validation=federated.validation, test=federated.test),
     )
-
-
-def installed_models(name: str) -> dict[str, str]:
-    """The digest of a model's installed code, by name; empty if it is not installed."""
-    if name not in registry.names():
-        return {}
-    try:
-        return {name: model_digest(name)}
-    except ModelsError as error:
-        logger.warning("the model %r cannot be used: %s", name, error)
-        return {}

@@ -1,4 +1,5 @@
-"""The trainer process: `python -m dure_client.trainer --socket PATH --scratch DIR --data FILE [--threads N] [--json]`.
+"""The trainer process: `python -m dure_client.trainer --socket PATH --scratch DIR --data FILE [--threads N] [--json]
+[--package DIR]`.
 
 Started by the agent (`process.start`) and by nobody else. Ends when its standard input closes, that is with the agent.
 """
@@ -25,6 +26,7 @@ def main(make_session: Callable[[TrainingSpec, Path], TrainingSession] = Trainin
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--package", type=Path, help="folder of the approved model package")
     parser.add_argument("--json", action="store_true", help="log JSON lines")
     arguments = parser.parse_args()
     handler = logging.StreamHandler()
@@ -32,7 +34,8 @@ def main(make_session: Callable[[TrainingSpec, Path], TrainingSession] = Trainin
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.umask(0o077)  # the socket and every file made here are this user's alone
     use_threads(arguments.threads)
-    server = make_server(TrainerService(arguments.scratch, arguments.data, make_session), arguments.socket)
+    service = TrainerService(arguments.scratch, arguments.data, make_session, package=arguments.package)
+    server = make_server(service, arguments.socket)
     server.start()
     sys.stdin.buffer.read()
     # A training in progress is not waited for: nobody is left to take its result.

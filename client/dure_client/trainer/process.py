@@ -30,13 +30,21 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 class TrainerPlaces:
     """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log.
 
-    json_log: whether the log is JSON lines.
+    json_log: whether the log is JSON lines; package: folder of the job's approved model package, None for a model that
+    comes with Dure.
     """
 
     scratch: Path
     data: Path
     log: Path
     json_log: bool = False
+    package: Path | None = None
+
+    @property
+    def readable(self) -> tuple[Path, ...]:
+        """What a trainer must be able to read beside Python itself, its scratch folder and the data files that
+        data.toml names."""
+        return (self.data,) if self.package is None else (self.data, self.package)
 
 
 @dataclass
@@ -95,6 +103,7 @@ def start(
     command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
     command += ["--json"] if places.json_log else []
+    command += ["--package", str(places.package)] if places.package is not None else []
     if places.log.exists() and places.log.stat().st_size > MAX_LOG_BYTES:
         places.log.replace(places.log.with_suffix(".log.1"))  # a trainer that runs keeps writing to the old one
     log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

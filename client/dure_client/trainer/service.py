@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from dure_client.data.errors import DataMappingError, DataSourceError
+from dure_client.packages.shelf import PackageError, load
 from dure_client.trainer import messages as m
 from dure_client.trainer.messages import Method, TrainerCode
 from dure_client.trainer.session import SessionError, TrainingSession
@@ -34,6 +35,7 @@ _CODES: tuple[tuple[type[BaseException], TrainerCode], ...] = (
     (DataSourceError, TrainerCode.DATA_SOURCE),
     (DataContractError, TrainerCode.CONTRACT),
     (ContractError, TrainerCode.MODEL_OPTIONS),
+    (PackageError, TrainerCode.MODEL_DIGEST),
     (UnknownModelError, TrainerCode.MODEL_UNKNOWN),
     (ModelOptionsError, TrainerCode.MODEL_OPTIONS),
     (ValidationError, TrainerCode.TRAINING),  # of an answer: metrics that are not finite
@@ -50,8 +52,14 @@ class TrainerService:
         scratch: Path,
         data: Path,
         make_session: Callable[[m.TrainingSpec, Path], TrainingSession] = TrainingSession,
+        *,
+        package: Path | None = None,
     ) -> None:
-        """`scratch` is the folder of arrays, `data` the firm's data.toml, `make_session` opens a job on that data."""
+        """`scratch` is the folder of arrays, `data` the firm's data.toml, `make_session` opens a job on that data.
+
+        `package`: folder of the approved model package; it is verified before any of it is imported.
+        """
+        self._package = package
         self._scratch = scratch
         self._data = data
         self._make_session = make_session
@@ -80,6 +88,8 @@ class TrainerService:
     def _open(self, request: bytes) -> m.Opened:
         asked = _parsed(m.OpenRequest, request)
         self._session = None  # frees the last job's rows before the next are read
+        if self._package is not None:
+            load(self._package)
         self._session = self._make_session(asked.spec, self._data)
         train, validation, test = self._session.rows
         metric = self._session.primary_metric

@@ -19,6 +19,7 @@ from dure_server.enrolment.app import enrolment_app
 from dure_server.enrolment.service import EnrolmentService
 from dure_server.link.desk_client import DeskClient
 from dure_server.logs import log_to_stderr
+from dure_server.models import ModelRegistry
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.store import Store
 
@@ -104,7 +105,7 @@ def main(home_path: Path, *, as_json: bool = False) -> int:
     try:
         settings = home.settings()
         store = Store.open(home.store_url(settings))
-        service = EnrolmentService(store, home.authority(), settings.link_port)
+        service = EnrolmentService(store, home.authority(), settings.link_port, ModelRegistry(home.models))
         stopping = asyncio.Event()
         watch = Watch(home, store, DeskClient(home.desk_socket, patience_seconds=LINK_PATIENCE_SECONDS))
         servers = [

@@ -1,9 +1,9 @@
-"""The enrolment API: HTTPS, public, three routes. Nothing else listens on its port."""
+"""The enrolment API: HTTPS, public, five routes. Nothing else listens on its port."""
 
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 
 from dure_protocols.enrolment import (
     API_PREFIX,
@@ -14,6 +14,7 @@ from dure_protocols.enrolment import (
     StateAnswer,
 )
 from dure_protocols.errors import DureError
+from dure_protocols.model_package import PublishedModels
 from dure_server.enrolment.limits import Limits, RateLimit
 from dure_server.enrolment.service import EnrolmentService
 from dure_server.problems import ProblemError, install_problem_handlers
@@ -27,6 +28,7 @@ def _service(request: Request) -> EnrolmentService:
 
 
 Service = Annotated[EnrolmentService, Depends(_service)]
+Hex = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 @router.get("/root")
@@ -42,9 +44,21 @@ def join(request: JoinRequest, service: Service) -> JoinAnswer:
 
 
 @router.get("/certificates/{fingerprint}")
-def state(fingerprint: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], service: Service) -> StateAnswer:
+def state(fingerprint: Hex, service: Service) -> StateAnswer:
     """Permission: whoever knows a certificate's fingerprint."""
     return service.state(fingerprint)
+
+
+@router.get("/certificates/{fingerprint}/models")
+def models(fingerprint: Hex, service: Service) -> PublishedModels:
+    """Permission: an approved firm, by its certificate's fingerprint, which it and the server alone know."""
+    return service.models(fingerprint)
+
+
+@router.get("/certificates/{fingerprint}/models/{digest}")
+def model_package(fingerprint: Hex, digest: Hex, service: Service) -> Response:
+    """Permission: as for the list."""
+    return Response(service.model_package(fingerprint, digest), media_type="application/octet-stream")
 
 
 def enrolment_app(service: EnrolmentService, rate: RateLimit | None = None) -> FastAPI:

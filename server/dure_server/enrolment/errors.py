@@ -10,6 +10,8 @@ ProblemError
     ├── BadRequestError          the signing request or the proof is not what it must be
     ├── RevokedError             the firm was shut out
     ├── UnknownCertificateError
+    ├── NotApprovedError         the operator has not approved the firm
+    ├── UnknownModelPackageError the registry offers no such package
     └── TooManyRequestsError
 """
 
@@ -68,6 +70,18 @@ class UnknownCertificateError(EnrolmentError):
     """No certificate of this fingerprint was issued."""
 
     status, code, title = 404, "unknown-certificate", "The certificate is unknown"
+
+
+class NotApprovedError(EnrolmentError):
+    """The operator has not approved the firm (yet)."""
+
+    status, code = 403, "not-approved"
+
+
+class UnknownModelPackageError(EnrolmentError):
+    """The consortium's registry offers no package of that digest."""
+
+    status, code = 404, "unknown-model-package"
 
 
 class TooManyRequestsError(EnrolmentError):

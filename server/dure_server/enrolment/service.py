@@ -8,17 +8,21 @@ from dure_protocols.enrolment import JoinAnswer, JoinRequest, RootAnswer, StateA
 from dure_protocols.errors import IdentityError
 from dure_protocols.identity import fingerprint
 from dure_protocols.invitation import secret_hash
+from dure_protocols.model_package import PublishedModels
 from dure_server.enrolment.errors import (
     BadRequestError,
     ExpiredInvitationError,
+    NotApprovedError,
     RevokedError,
     SpentInvitationError,
     TakenIdentityError,
     UnknownCertificateError,
     UnknownInvitationError,
+    UnknownModelPackageError,
     WrongFirmError,
 )
-from dure_server.store import Store, Transaction
+from dure_server.models import ModelRegistry, RegistryError
+from dure_server.store import FirmStatus, Store, Transaction
 from dure_server.store.tables import Invitation
 
 logger = logging.getLogger(__name__)
@@ -27,7 +31,9 @@ logger = logging.getLogger(__name__)
 class EnrolmentService:
     """Joins firms. Methods may be called from any thread."""
 
-    def __init__(self, store: Store, authority: Authority, link_port: int) -> None:
+    def __init__(self, store: Store, authority: Authority, link_port: int, models: ModelRegistry | None = None) -> None:
+        """`models`: the consortium's model packages; None: this server offers none."""
+        self._models = models
         self._store = store
         self._authority = authority
         self._link_port = link_port
@@ -93,6 +99,31 @@ class EnrolmentService:
                 not_after=certificate.not_after,
                 certificate_revoked_at=certificate.revoked_at,
             )
+
+    def models(self, certificate_fingerprint: str) -> PublishedModels:
+        """What the registry offers. Raises as `model_package`."""
+        self._check_member(certificate_fingerprint)
+        return PublishedModels(models=()) if self._models is None else self._models.offer()
+
+    def model_package(self, certificate_fingerprint: str, digest: str) -> bytes:
+        """One package's file, for an approved firm, which proves itself as in `state`.
+
+        Raises UnknownCertificateError, RevokedError, NotApprovedError, UnknownModelPackageError.
+        """
+        self._check_member(certificate_fingerprint)
+        try:
+            if self._models is not None:
+                return self._models.read(digest)
+        except RegistryError as error:
+            raise UnknownModelPackageError(str(error)) from error
+        raise UnknownModelPackageError("this server offers no model packages")
+
+    def _check_member(self, certificate_fingerprint: str) -> None:
+        state = self.state(certificate_fingerprint)
+        if state.certificate_revoked_at is not None:
+            raise RevokedError("this firm's certificate was revoked; ask the operator for a new invitation")
+        if state.status != FirmStatus.APPROVED.value:
+            raise NotApprovedError("only firms that the operator has approved may fetch model packages")
 
     @staticmethod
     def _invitation(tx: Transaction, request: JoinRequest) -> Invitation:

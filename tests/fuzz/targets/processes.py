@@ -25,6 +25,7 @@ from dure_models.errors import ModelsError
 from dure_protocols.enrolment import API_PREFIX, JoinAnswer, JoinRequest, Problem, RootAnswer, StateAnswer, sign_request
 from dure_protocols.errors import MessageError, MisuseError
 from dure_protocols.identity import Identity
+from dure_protocols.model_package import PublishedModel, PublishedModels
 from dure_protocols.wire import Reader, Writer
 from dure_server.coordinator.firms import Answer
 from dure_server.enrolment.app import enrolment_app
@@ -165,6 +166,7 @@ def _enrolment_targets() -> Iterator[Target]:
         StateAnswer(
             consortium="Millers", firm="firm-a", status="approved", identity_fingerprint="ab" * 32, not_after=now
         ),
+        PublishedModels(models=(PublishedModel(digest="ab" * 32, name="pump", version="1.0", size_bytes=5000),)),
     )
     for answer in answers:
         seeds = [answer.model_dump_json().encode()]

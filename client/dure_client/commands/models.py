@@ -1,0 +1,148 @@
+"""`dure-agent model fetch | list | show`, and how `review` shows a model package."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from dure_client.commands.join import HomeOption
+from dure_client.home import AgentHome
+from dure_client.packages.fetch import fetch_now
+from dure_client.packages.reading import difference, shown, source_text
+from dure_client.packages.shelf import PackageShelf, Shelved
+from dure_client.policy import AllowedModel, Policy
+from dure_models.contract import DataContract
+from dure_protocols.identity import grouped
+from dure_protocols.job import JobFile
+
+app = typer.Typer(help="Model packages of the consortium's registry.", no_args_is_help=True)
+SourceOption = Annotated[bool, typer.Option("--source", help="Show every file of the model package, in pages.")]
+_DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _out() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    home: HomeOption,
+    wanted: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or a package digest; none: all.")] = "",
+) -> None:
+    """Get packages from the consortium's registry, to be read. Nothing of them runs before you approve it."""
+    agent_home, out = AgentHome(home), _out()
+    shelf, policy = PackageShelf(agent_home.models), Policy.read(agent_home.policy_file)
+    digests = fetch_now(agent_home, wanted)
+    for each in (each for each in shelf.all() if each.digest in digests):
+        manifest = each.manifest
+        out.print(f"[green]✓[/] {manifest.name} {manifest.version} is here: {each.digest}")
+        listed = AllowedModel(name=manifest.name, digest=manifest.model_digest) in policy.allowed_models
+        if listed and each.approved_at is None:  # people put exactly this code on the list, by its digest
+            approve_package(agent_home, each.digest, policy)
+            out.print("  It is on the allow-list, and installed.")
+    if not digests:
+        out.print("The registry offers no model package.")
+
+
+@app.command(name="list")
+def list_packages(home: HomeOption) -> None:
+    """List the packages that are here. The registry is not asked: `fetch` does that."""
+    packages = list(PackageShelf(AgentHome(home).models).all())
+    if not packages:
+        _out().print("No model package is here. `dure-agent model fetch` gets those of the consortium's registry.")
+        return
+    table = Table("Model", "Version", "Author", "Approved", "Package digest", box=None, header_style="dim")
+    for each in packages:
+        approved = f"[green]{each.approved_at:%Y-%m-%d %H:%M}[/]" if each.approved_at else "[yellow]no[/]"
+        table.add_row(each.manifest.name, each.manifest.version, escape(each.manifest.author), approved, each.digest)
+    _out().print(table)
+
+
+@app.command()
+def show(
+    package: Annotated[str, typer.Argument(metavar="DIGEST", help="The package's digest, as `list` shows it.")],
+    home: HomeOption,
+    source: SourceOption = False,
+) -> None:
+    """Show a package: its manifest, what is new in it, and with --source all of it."""
+    print_package(PackageShelf(AgentHome(home).models), package, _out(), source=source)
+
+
+def approve_package(home: AgentHome, digest: str, policy: Policy) -> None:
+    """Install a package, because a person said yes to it. Raises PackageError, WheelError."""
+    shelf = PackageShelf(home.models)
+    shelf.install(digest, datetime.now(UTC), allow_native_code=policy.allow_native_code)
+
+
+def print_package(
+    shelf: PackageShelf, digest: str, out: Console, *, source: bool = False, job: JobFile | None = None
+) -> None:
+    """Manifest, files, what was approved before and the difference to it; with `source` every file in full.
+
+    `job`: the job that would run it, whose terms are held against what the package says. Raises PackageError.
+    """
+    manifest, files, before = shelf.package(digest).manifest, shelf.files(digest), shelf.approved_before(digest)
+    privacy = manifest.privacy
+    rows = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("Package", f"{manifest.name} {manifest.version} · {manifest.title}"),
+        ("Package digest", grouped(digest)),
+        ("Code's digest", grouped(manifest.model_digest)),
+        ("Author", f"{manifest.author}, key {grouped(manifest.author_fingerprint)}"),
+        ("Reads", "all columns of the contract" if "*" in manifest.columns else ", ".join(manifest.columns)),
+        ("Gives", manifest.outputs),
+        ("Sums before training", privacy.statistics),
+        ("Reports in each round", ", ".join(privacy.round_metrics) or "nothing"),
+        ("Clipping norm", _number(privacy.clipping_norm)),
+        ("Noise multiplier", _number(privacy.noise_multiplier)),
+        ("Files", f"{len(files)}, {sum(map(len, files.values())):,} bytes; --source shows them"),
+    ):
+        rows.add_row(Text(name, style="dim"), Text(shown(value)))
+    out.print(rows)
+    out.print("The author says so and signed it; only the source shows what the code does.", style="dim")
+    for warning in _warnings(shelf, digest, before, job):
+        out.print(Text(shown(warning), style="yellow"))
+    if before is not None:
+        out.print(Text(f"New since {before.manifest.version}, approved {before.approved_at:%Y-%m-%d}:", style="bold"))
+        for line in difference(before.manifest, shelf.files(before.digest), manifest, files):
+            out.print(Text(line, style=_DIFF_STYLES.get(line[:1], "")))
+    else:
+        out.print("No package of this model was approved here before: read all of it (--source).")
+    if source:
+        _print_paged(source_text(files), out)
+
+
+def _warnings(shelf: PackageShelf, digest: str, before: Shelved | None, job: JobFile | None) -> list[str]:
+    manifest = shelf.package(digest).manifest
+    told = []
+    if before is not None and before.manifest.author_key != manifest.author_key:
+        told.append(
+            f"ANOTHER AUTHOR'S KEY: what was approved before is signed by {grouped(before.manifest.author_fingerprint)}"
+            ". Ask the author, over a way of your own, before you approve"
+        )
+    if job is None:
+        return told
+    columns = {column.name for column in DataContract.of(job.contract).columns}
+    if missing := sorted(set(manifest.columns) - columns - {"*"}):
+        told.append(f"The job's contract lacks columns that the package says it reads: {', '.join(missing)}")
+    if "*" not in manifest.columns and (more := sorted(columns - set(manifest.columns))):
+        told.append(f"The job's contract hands the model more than it says it reads: {', '.join(more)}")
+    if more := sorted(set(job.model.round_metrics) - set(manifest.privacy.round_metrics)):
+        told.append(f"The job reports in each round what the package does not mention: {', '.join(more)}")
+    return told
+
+
+def _print_paged(text: str, out: Console) -> None:
+    if out.is_terminal:
+        with out.pager():
+            out.print(Text(text))
+    else:
+        out.print(Text(text))
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
