@@ -11,30 +11,16 @@ from rich.table import Table
 from dure_client.absence import local_now, pause_in_force
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, write_file
-from dure_client.jobs.approvals import KnownJob, Verdict, decide, known_job, known_jobs
+from dure_client.jobs import review as deciding
+from dure_client.jobs.approvals import KnownJob, known_job, known_jobs
 from dure_client.jobs.results import JobResult, ResultError
-from dure_client.policy import Policy, PolicyError, check_job, pin_firm, read_text
-from dure_models import registry
+from dure_client.policy import pin_firm, read_text
 from dure_models.contract import DataContract
-from dure_models.digest import model_digest
-from dure_models.errors import UnknownModelError
-from dure_protocols.errors import RefusedError
-from dure_protocols.identity import fingerprint, grouped, same_fingerprint
+from dure_protocols.identity import grouped
 from dure_protocols.job import JobFile
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
 _COLOURS = {"approved": "green", "running": "green", "finished": "green", "rejected": "red"}
-
-
-def installed_models() -> dict[str, str]:
-    """Name to digest of every model that is installed here whole. Imports none of them."""
-    found = {}
-    for name in registry.names():
-        try:
-            found[name] = model_digest(name)
-        except UnknownModelError:  # announced twice, or not as a folder: as good as not there
-            continue
-    return found
 
 
 def _out() -> Console:
@@ -80,24 +66,19 @@ def approve(
     """Say yes to a job file, exactly as it is now. Refused if the policy does not admit it."""
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
-    own = known.job.digest().hex()
-    if digest and not same_fingerprint(digest, own):
-        raise PolicyError(
-            f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
-            f"Run `dure-agent review {job}` again"
-        )
-    _check(agent_home, known)
+    if digest:
+        deciding.check_digest(known, digest)
+    deciding.check(agent_home, known)
     if not digest:
         _print_review(agent_home, known, out)
         typer.confirm("Take part in this job?", abort=True)
-    decide(agent_home, known.job, Verdict.APPROVED, datetime.now(UTC))
+    deciding.approve(agent_home, job, known.job.digest().hex(), datetime.now(UTC))
     out.print(f"[green]✓[/] {job} is approved. A running agent takes it up by itself; otherwise `dure-agent run`.")
 
 
 def reject(job: JobArgument, home: HomeOption) -> None:
     """Say no to a job. `approve` takes that back."""
-    agent_home = AgentHome(home)
-    decide(agent_home, known_job(agent_home, job).job, Verdict.REJECTED, datetime.now(UTC))
+    deciding.reject(AgentHome(home), job, datetime.now(UTC))
     _out().print(f"{job} is rejected; the operator sees that this firm will not take part.")
 
 
@@ -114,22 +95,11 @@ def accept(
     _out().print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
 
 
-def _check(home: AgentHome, known: KnownJob) -> None:
-    identity = home.identity()
-    check_job(
-        Policy.read(home.policy_file),
-        known.job,
-        firm=home.config().firm,
-        public_key=identity.public_bytes,
-        installed=installed_models(),
-    )
-
-
 def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
-    job = known.job
+    job, found = known.job, deciding.review(home, known)
     rows = Table.grid(padding=(0, 2))
     simulated = " [yellow](simulated data)[/]" if job.simulated else ""
-    contract = DataContract.of(job.contract)
+    contract = found.contract
     for name, value in (
         ("Job", f"[bold]{job.id}[/] · {escape(job.title)}{simulated}"),
         ("Consortium", escape(job.consortium)),
@@ -147,18 +117,13 @@ def _print_review(home: AgentHome, known: KnownJob, out: Console) -> None:
     out.print(rows)
     out.print(_columns(contract))
     firms = Table("Firm", "Fingerprint", "Accepted here", box=None, header_style="dim")
-    policy, own = Policy.read(home.policy_file), home.config().firm
-    for firm, key in job.identities().items():
-        pinned = policy.firms.get(firm)
-        is_known = pinned is not None and pinned == fingerprint(key)
-        mark = "this firm" if firm == own else "[green]yes[/]" if is_known else "[red]no[/]"
-        firms.add_row(firm, grouped(fingerprint(key)), mark)
+    for member in found.members:
+        mark = "this firm" if member.is_this_firm else "[green]yes[/]" if member.is_accepted else "[red]no[/]"
+        firms.add_row(member.firm, grouped(member.fingerprint), mark)
     out.print(firms)
-    out.print(_PRIVACY, style="dim")
-    try:
-        _check(home, known)
-    except RefusedError as error:
-        out.print(f"[red]The policy refuses it ({error.code}):[/] {escape(str(error))}")
+    out.print(deciding.PRIVACY, style="dim")
+    if found.refusal is not None:
+        out.print(f"[red]The policy refuses it ({found.refusal.code}):[/] {escape(str(found.refusal))}")
     else:
         out.print(f"[green]The policy admits it.[/] To take part: dure-agent approve {job.id}")
 
@@ -169,15 +134,6 @@ def _columns(contract: DataContract) -> Table:
         bounds = f"{column.range[0]:g} … {column.range[1]:g}" if column.range else ", ".join(column.categories)
         table.add_row(escape(column.name), column.role.value, column.type.value, escape(column.unit), escape(bounds))
     return table
-
-
-_PRIVACY = (
-    "The server learns sums over the firms of a round: of updates, row counts and metrics. Sums are public to all "
-    "members and may reveal something about rows that only one firm has; this job adds no differential privacy. When a "
-    "firm drops out of a round, the difference of two sums shows how many rows it has, unless minimum_difference in "
-    "policy.toml is 2. Every firm checks each sum by a tag that the server cannot make; a server and a firm together "
-    "can, and steer the model. Members of the roster can poison it."
-)
 
 
 def _drop_outs(job: JobFile) -> str:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dure_client.commands.jobs import installed_models
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.review import installed_models
 from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, read_text
 from dure_protocols.identity import grouped
 
