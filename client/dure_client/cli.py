@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from dure_client.commands import data, jobs, ledger, pause, policy, run, server
 from dure_client.commands.join import join
 from dure_client.commands.status import status
+from dure_client.commands.ui import ui
 from dure_protocols.errors import DureError
 
 
@@ -52,6 +53,7 @@ def options(
 app.command()(join)
 app.command()(status)
 app.command()(run.run)
+app.command()(ui)
 app.command()(jobs.jobs)
 app.command()(jobs.review)
 app.command()(jobs.approve)
