@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from dure_protocols.ledger import RecordKind
 from tests.client.page_firm import NOW, ORIGIN, OWN, PORT, Browser, browser, entry_of, job_of, make_home, save
 
 PAGES = ("/", "/left", "/jobs/wear-2")
+POSTS = (*(f"/acts/{name}" for name in ACTS), "/sign-out")
+WAITING = job_of("wear-2", "Tool wear, second season")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def person(stranger: Browser) -> Browser:
 
 
 def words(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    return unescape(" ".join(re.sub(r"<[^>]+>", " ", html).split()))
 
 
 def files(home: AgentHome) -> dict[Path, bytes]:
@@ -131,36 +134,37 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("act", [*(f"/acts/{name}" for name in ACTS), "/sign-in", "/sign-out"])
 @pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
-def test_an_act_from_elsewhere_does_nothing(person: Browser, act: str, headers: dict[str, str]) -> None:
-    form, before = {"token": person.token(), "job": "wear-2", "code": "x"}, files(person.home)
-    assert person.client.post(act, data=form, headers=headers).status_code == 403
+def test_an_act_from_elsewhere_does_nothing(person: Browser, headers: dict[str, str]) -> None:
+    form, before = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}, files(person.home)
+    for path in (*POSTS, "/sign-in"):
+        assert person.client.post(path, data=form, headers=headers).status_code == 403
     assert files(person.home) == before
     assert "north-mill" in person.client.get("/").text
 
 
-@pytest.mark.parametrize("act", [*(f"/acts/{name}" for name in ACTS), "/sign-out"])
 @pytest.mark.parametrize("wrong", ["no session", "no token", "another session's token", "no form", "too large"])
-def test_an_act_wants_the_session_and_its_token(person: Browser, act: str, wrong: str) -> None:
-    good = {"token": person.token(), "job": "wear-2", "digest": job_of("wear-2", "Tool wear, second season").digest().hex()}
+def test_an_act_wants_the_session_and_its_token(person: Browser, wrong: str) -> None:
+    good = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}
+    sent: dict[str, dict[str, str]] = {
+        "no session": {"data": good},
+        "no token": {"data": good | {"token": ""}},
+        "another session's token": {"data": good | {"token": "00" * 32}},
+        "no form": {"json": good},
+        "too large": {"data": good | {"more": "x" * MAX_FORM_BYTES}},
+    }
     before = files(person.home)
     if wrong == "no session":
         person.client.cookies.clear()
-        answer = person.client.post(act, data=good)
-    elif wrong == "no form":
-        answer = person.client.post(act, json=good)
-    else:
-        token = {"no token": {"token": ""}, "another session's token": {"token": "00" * 32}}.get(wrong, {})
-        answer = person.client.post(act, data=good | token | {"more": "x" * MAX_FORM_BYTES * (wrong == "too large")})
-    assert answer.status_code == 403
+    for path in POSTS:
+        assert person.client.post(path, **sent[wrong]).status_code == 403
     assert files(person.home) == before
 
 
-@pytest.mark.parametrize("act", ACTS)
-def test_looking_changes_nothing(person: Browser, act: str) -> None:
+def test_looking_changes_nothing(person: Browser) -> None:
     before = files(person.home)
-    assert person.client.get(f"/acts/{act}", params={"token": person.token(), "job": "wear-2"}).status_code == 405
+    for path in POSTS:
+        assert person.client.get(path, params={"token": person.token(), "job": "wear-2"}).status_code == 405
     for path in PAGES:
         assert person.client.get(path).status_code == 200
     assert files(person.home) == before  # the ledger, too: nobody was asked anything
@@ -226,12 +230,12 @@ def test_damaged_files_are_told_and_hide_nothing_else(person: Browser) -> None:
     (person.home.job_folder("heat-1") / "job.json").write_text("{}")
     text = words(person.client.get("/").text)
     assert "policy.toml is not a valid policy" in text
-    assert "the stored job file of &#39;heat-1&#39; is damaged" in text
+    assert "the stored job file of 'heat-1' is damaged" in text
     assert "62 % better" in text
 
 
 def test_a_job_that_is_not_there_has_a_page_that_says_so(person: Browser) -> None:
-    for path in ("/jobs/none", "/jobs/..", "/jobs/%2e%2e%2fkeys"):
+    for path in ("/jobs/none", "/jobs/%2e%2e%2fkeys"):
         assert person.client.get(path).status_code == 404
 
 
@@ -249,9 +253,11 @@ def test_the_account_reads_on_where_it_stopped_and_waits_for_a_whole_line(home: 
     assert later.newest[0].entry.job == "wear-2"
 
 
-def test_a_changed_record_is_told(person: Browser) -> None:
-    content = person.home.ledger_file.read_bytes()
-    person.home.ledger_file.write_bytes(content.replace(b'"size_bytes":61', b'"size_bytes":16'))
+def test_a_changed_record_is_told(home: AgentHome) -> None:
+    content = home.ledger_file.read_bytes()
+    home.ledger_file.write_bytes(content.replace(b'"size_bytes":61', b'"size_bytes":16'))
+    person = browser(home)
+    person.sign_in()
     assert "record 2 was changed" in person.client.get("/").text
     assert "line 2 was changed" in person.act("verify")
 
@@ -279,14 +285,14 @@ def test_what_the_policy_does_not_admit_cannot_be_approved(tmp_path: Path) -> No
     assert "Your policy does not admit it" in words(shown)
     assert "dure-agent accept" in words(shown)
     assert 'action="/acts/approve"' not in shown
-    digest = job_of("wear-2", "Tool wear, second season").digest().hex()
+    digest = WAITING.digest().hex()
     assert "is not accepted here" in person.act("approve", job="wear-2", digest=digest)
-    assert decision_on(person.home, job_of("wear-2", "Tool wear, second season")) is None
+    assert decision_on(person.home, WAITING) is None
 
 
 def test_reject(person: Browser) -> None:
     assert "You rejected wear-2" in person.act("reject", job="wear-2")
-    stored = decision_on(person.home, job_of("wear-2", "Tool wear, second season"))
+    stored = decision_on(person.home, WAITING)
     assert stored is not None
     assert stored.verdict is Verdict.REJECTED
 
