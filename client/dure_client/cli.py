@@ -15,6 +15,7 @@ from dure_client.commands import data, jobs, ledger, models, pause, policy, run,
 from dure_client.commands.join import join
 from dure_client.commands.leave import leave
 from dure_client.commands.status import status
+from dure_client.commands.ui import ui
 from dure_protocols.errors import DureError
 
 
@@ -53,6 +54,7 @@ def options(
 app.command()(join)
 app.command()(status)
 app.command()(run.run)
+app.command()(ui)
 app.command()(jobs.jobs)
 app.command()(jobs.review)
 app.command()(jobs.approve)

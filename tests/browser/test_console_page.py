@@ -1,23 +1,18 @@
 """The console's first page in a real browser, served by the real process: it loads under its own policy and lives."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from dure_lab.consortium import LocalConsortium
 from dure_protocols.identity import Identity
 from dure_protocols.job import JobFile
 from dure_server.store import EventKind, Happening, JobState
-from tests.conftest import lacking
+from tests.browser.chromium import opened_page
 from tests.protocols.test_job import VALUES
 
-CHROMIUM_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 FIRMS = ("firm-a", "firm-b", "firm-c")
 LONG_NAME = "f" * 63
 PAST = [
@@ -48,18 +43,8 @@ def consortium(tmp_path_factory) -> Iterator[LocalConsortium]:
 
 @pytest.fixture
 def page(consortium: LocalConsortium) -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        lacking("no Chromium: install it (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        opened = browser.new_page()
-        opened.problems = []
-        opened.on("console", lambda message: opened.problems.append(message.text) if message.type == "error" else None)
-        opened.on("pageerror", lambda error: opened.problems.append(str(error)))
-        opened.on("requestfailed", lambda request: opened.problems.append(request.url))
+    with opened_page() as opened:
         yield opened
-        browser.close()
 
 
 def test_the_page_loads_from_this_server_alone_and_says_that_the_data_is_simulated(page, consortium):

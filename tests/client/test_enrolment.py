@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from dure_client.commands.status import read_status
 from dure_client.enrolment.api import EnrolmentError, FingerprintError, ServerRefusedError, ServerUnreachableError
 from dure_client.enrolment.join import ByProxy, ask_state, finish_renewal, join, renew, renewal_is_due
 from dure_client.home import AgentHome, HomeError
 from dure_client.ledger import Ledger, read_records
 from dure_client.link.standing import LinkStanding
+from dure_client.status import read_status
 from dure_protocols.certificates import (
     Authority,
     check_issued,

@@ -45,7 +45,7 @@ def test_the_version_is_the_one_that_was_tested() -> None:
 
 def test_flwr_is_imported_by_the_adapters_only() -> None:
     importing = set()
-    for package in ("server", "client", "models", "protocols", "lab"):
+    for package in ("server", "client", "models", "pages", "protocols", "lab"):
         for file in (ROOT / package).rglob("*.py"):
             names = [name for node in ast.walk(ast.parse(file.read_text())) for name in _imported(node)]
             if any(name.split(".")[0] == "flwr" for name in names):

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from dure_server.console import assets
-from dure_server.console.app import console_app
+from dure_pages.assets import AssetError, load_assets
+from dure_pages.render import bytes_text, seconds_text
+from dure_server.console.app import ASSETS, console_app
 from dure_server.console.live import events
 from dure_server.console.probes import Watch
-from dure_server.console.render import Pages, bytes_text, seconds_text
+from dure_server.console.render import Pages
 from dure_server.link.desk_client import DeskClient
 from dure_server.settings import ServerHome
 from dure_server.store import EventKind, Happening, JobState, SignoffState, Store
@@ -190,7 +191,7 @@ def test_the_timeline_tells_attempts_and_drop_outs_on_the_page_and_in_the_api(
 def test_an_event_reaches_open_pages(store: Store, job: str, clock: Clock) -> None:
     async def story() -> str:
         stopping = asyncio.Event()
-        stream = events(store, Pages(assets.load_assets()), None, stopping)
+        stream = events(store, Pages(load_assets(ASSETS)), None, stopping)
         await _take(stream, 8)
         clock.forward(seconds=1)
         with store.transaction() as tx:
@@ -232,7 +233,7 @@ def test_probes_stand_behind_the_guard(client: TestClient, path: str) -> None:
 def test_everything_a_page_loads_comes_from_here_with_its_integrity(client: TestClient, job: str) -> None:
     html = client.get("/").text
     tags = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"]+)"(?: integrity="([^"]+)")?', html)
-    assert len(tags) == 7
+    assert len(tags) == 8
     for url, integrity in tags:
         content = client.get(url)
         assert content.status_code == 200
@@ -255,12 +256,12 @@ def test_the_policy_allows_nothing_from_elsewhere(client: TestClient) -> None:
 
 def test_a_changed_vendored_file_keeps_the_console_from_starting(tmp_path: Path) -> None:
     folder = tmp_path / "assets"
-    shutil.copytree(assets.FOLDER, folder)
-    assert assets.load_assets(folder) == assets.load_assets()
+    shutil.copytree(ASSETS, folder)
+    assert load_assets(folder) == load_assets(ASSETS)
     with (folder / "vendor" / "htmx.min.js").open("ab") as file:
         file.write(b" ")
-    with pytest.raises(assets.AssetError, match=r"htmx\.org 2\.0\.11 as published: install Dure again"):
-        assets.load_assets(folder)
+    with pytest.raises(AssetError, match=r"htmx\.org 2\.0\.11 as published: install Dure again"):
+        load_assets(folder)
 
 
 # The guard
@@ -332,7 +333,7 @@ async def _take(stream: AsyncIterator[str], number: int) -> list[str]:
 def test_the_stream_sends_every_part_once_and_then_only_what_changed(store: Store, job: str, clock: Clock) -> None:
     async def story() -> tuple[list[str], str, list[str]]:
         stopping = asyncio.Event()
-        stream = events(store, Pages(assets.load_assets()), None, stopping)
+        stream = events(store, Pages(load_assets(ASSETS)), None, stopping)
         first = await _take(stream, 8)
         clock.forward(seconds=1)
         with store.transaction() as tx:

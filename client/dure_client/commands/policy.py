@@ -7,11 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dure_client.commands.jobs import check_known, installed_models
 from dure_client.commands.join import HomeOption
 from dure_client.commands.models import approve_package
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs import review
 from dure_client.jobs.approvals import approved_by_people, known_job
+from dure_client.jobs.review import installed_models
 from dure_client.packages.shelf import PackageShelf, Shelved
 from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, read_text
 from dure_client.policy_words import in_words
@@ -85,7 +86,7 @@ def check(job: Annotated[str, typer.Argument(help="The job's id.")], home: HomeO
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
     try:
-        check_known(agent_home, known)
+        review.check(agent_home, known)
         before = approved_by_people(agent_home, but=job)
         check_decision(Policy.read(agent_home.policy_file), known.job, known.decision, before)
     except RefusedError as error:

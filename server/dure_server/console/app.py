@@ -4,16 +4,17 @@ Every route is for whoever sits at the server's machine (see `guard`) until the 
 """
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
+from dure_pages.assets import URL as ASSETS_URL
+from dure_pages.assets import AssetFiles, load_assets
 from dure_protocols.errors import DureError
 from dure_server.console import probes
-from dure_server.console.assets import URL as ASSETS_URL
-from dure_server.console.assets import AssetFiles, load_assets
 from dure_server.console.guard import Guard
 from dure_server.console.live import Seats, events
 from dure_server.console.probes import Watch
@@ -32,6 +33,8 @@ from dure_server.console.views import (
 from dure_server.problems import ProblemError, install_problem_handlers
 from dure_server.store import Store, UnknownRowError
 
+ASSETS = Path(__file__).parent / "assets"
+
 pages_router = APIRouter(default_response_class=HTMLResponse)
 api_router = APIRouter(prefix="/api/v1")
 
@@ -42,7 +45,7 @@ class _State:
     def __init__(self, store: Store, stopping: asyncio.Event) -> None:
         self.store = store
         self.stopping = stopping
-        self.pages = Pages(load_assets())
+        self.pages = Pages(load_assets(ASSETS))
         self.seats = Seats()
 
 
@@ -130,7 +133,7 @@ def console_app(store: Store, port: int, stopping: asyncio.Event, watch: Watch) 
     app.include_router(pages_router)
     app.include_router(probes.router)
     app.include_router(api_router)
-    app.mount(ASSETS_URL, AssetFiles())
+    app.mount(ASSETS_URL, AssetFiles(ASSETS))
     install_problem_handlers(app, _translate)
     app.add_middleware(Guard, port=port)
     return app

@@ -5,31 +5,10 @@ that points its own name at 127.0.0.1 (DNS rebinding) is refused. (3) Nothing he
 (4) Browsers are told to load, frame and send nothing from or to elsewhere.
 """
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dure_pages.guard import is_meant_for, own_hosts, with_headers
 from dure_server.problems import ProblemError, problem_response
-
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-_HEADERS = {
-    "content-security-policy": CONTENT_SECURITY_POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-}
 
 
 class ForeignHostError(ProblemError):
@@ -49,7 +28,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self._app = app
-        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        self._hosts = own_hosts(port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -57,23 +36,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("cache-control", "no-store")
-            await send(message)
-
+        answering = with_headers(send, has_forms=False)
         refusal = self._refusal(scope)
-        if refusal is not None:
-            await problem_response(refusal)(scope, receive, with_headers)
-            return
-        await self._app(scope, receive, with_headers)
+        await (self._app if refusal is None else problem_response(refusal))(scope, receive, answering)
 
     def _refusal(self, scope: Scope) -> ProblemError | None:
-        host = Headers(scope=scope).get("host", "").lower()
-        if host not in self._hosts:
+        if not is_meant_for(scope, self._hosts):
             return ForeignHostError(f"open the console as http://{min(self._hosts)}, on the server's own machine")
         if scope["method"] not in {"GET", "HEAD"}:
             return ReadOnlyError("the console only shows; `dure-server` on the command line acts")

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from dure_pages.serving import STOP_SECONDS, loopback_config
 from dure_protocols.enrolment import MAX_REQUEST_BYTES
 from dure_protocols.errors import DureError
 from dure_server.console.app import console_app
@@ -23,12 +24,8 @@ from dure_server.models import ModelRegistry
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.store import Store
 
-STOP_SECONDS = 2
-"""Open event streams would otherwise hold uvicorn back for ever."""
 LINK_PATIENCE_SECONDS = 2.0
 """A probe wants an answer now; a link that is started again answers the next one."""
-CONSOLE_HOST = "127.0.0.1"
-"""Until roles exist the pages know no sign-in, so only this machine may ask for them; see `console.guard`."""
 
 
 class _Server(uvicorn.Server):
@@ -65,19 +62,8 @@ def enrolment_server(home: ServerHome, settings: ServerSettings, app: FastAPI) -
 
 
 def console_server(settings: ServerSettings, app: FastAPI) -> uvicorn.Server:
-    """The operator's side: plain HTTP on loopback."""
-    config = uvicorn.Config(
-        app,
-        host=CONSOLE_HOST,
-        port=settings.console_port,
-        timeout_graceful_shutdown=STOP_SECONDS,
-        server_header=False,
-        ws="none",
-        proxy_headers=False,
-        access_log=False,
-        log_config=None,
-    )
-    return _Server(config)
+    """The operator's side: until its pages know roles, only this machine may ask for them; see `console.guard`."""
+    return _Server(loopback_config(app, settings.console_port))
 
 
 async def _serve(servers: list[uvicorn.Server], stopping: asyncio.Event) -> bool:

@@ -1,11 +1,9 @@
-"""Templates to HTML: the environment, how values are written, and the chart that needs no script."""
+"""The console's templates to HTML, and the chart that needs no script."""
 
 from dataclasses import dataclass
-from datetime import datetime
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from dure_server.console.assets import Asset
+from dure_pages.assets import Asset
+from dure_pages.render import environment
 from dure_server.console.views import JobView, Overview
 
 FRAGMENTS = ("sentence", "job", "chart", "timeline", "rounds", "jobs", "firms")
@@ -31,23 +29,9 @@ class Pages:
     """Renders pages and fragments. One for the process; safe to share between threads."""
 
     def __init__(self, assets: dict[str, Asset]) -> None:
-        self._templates = Environment(
-            loader=PackageLoader("dure_server.console"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.globals.update(assets=assets, curve=curve)
-        self._templates.filters.update(
-            bytes=bytes_text,
-            number=number_text,
-            metric=metric_text,
-            seconds=seconds_text,
-            clock=clock_text,
-            hour=hour_text,
-            round_name=round_name,
-        )
+        self._templates = environment("dure_server.console", assets)
+        self._templates.globals.update(curve=curve)
+        self._templates.filters.update(round_name=round_name)
 
     def page(self, view: Overview, events_url: str) -> str:
         """The whole first page."""
@@ -81,49 +65,8 @@ def curve(job: JobView) -> Curve | None:
     return Curve(_WIDTH, _HEIGHT, path, dots, min(values), max(values), numbers[0], numbers[-1])
 
 
-def bytes_text(value: int) -> str:
-    """1234567 → 1.2 MB."""
-    size = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def number_text(value: float) -> str:
-    """12345.0 → 12,345."""
-    return f"{value:,.0f}"
-
-
-def metric_text(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:.4g}"
-
-
-def seconds_text(value: float) -> str:
-    """95.2 → 1 min 35 s."""
-    if value < 10:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
 def round_name(number: int, num_rounds: int) -> str:
     """What people call a round: the first sums statistics, and one behind the last measures the model."""
     if number == 0:
         return "Statistics"
     return f"Round {number}" if number <= num_rounds else "Closing"
-
-
-def hour_text(value: datetime) -> str:
-    """A moment without its date."""
-    return value.strftime("%H:%M:%S")
-
-
-def clock_text(value: datetime) -> str:
-    """A moment, to the second."""
-    return value.strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,149 @@
+"""What a firm's people look at before they say yes to a job, and their yes or no. Below the commands and the page.
+
+dure_client.policy.PolicyError            the digest is not that of the job file as it is now
+dure_protocols.errors.RefusedError        the policy does not admit the job
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from dure_client.consent import novelties
+from dure_client.home import AgentHome
+from dure_client.jobs.approvals import KnownJob, Verdict, approved_by_people, decide, known_job
+from dure_client.jobs.refusals import KeptRefusal, last_refusal
+from dure_client.packages.admission import JobModel, job_model
+from dure_client.packages.shelf import PackageShelf
+from dure_client.policy import PackageStanding, Policy, PolicyError, check_job
+from dure_client.vouches import read_vouches
+from dure_models import registry
+from dure_models.contract import DataContract
+from dure_models.digest import model_digest
+from dure_models.errors import UnknownModelError
+from dure_protocols.errors import RefusedError
+from dure_protocols.identity import fingerprint, grouped, same_fingerprint
+from dure_protocols.vouching import vouchers
+
+PRIVACY = (
+    "The server learns sums over the firms of a round: of updates, row counts and metrics. Sums are public to all "
+    "members and may reveal something about rows that only one firm has; this job adds no differential privacy. When a "
+    "firm drops out of a round, the difference of two sums shows how many rows it has, unless minimum_difference in "
+    "policy.toml is 2. Every firm checks each sum by a tag that the server cannot make; a server and a firm together "
+    "can, and steer the model. Members of the roster can poison it."
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A firm of a job's roster. is_accepted: pinned here with exactly this key; vouched_by: firms whose word counts."""
+
+    firm: str
+    fingerprint: str
+    is_this_firm: bool
+    is_accepted: bool
+    vouched_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Review:
+    """A job as a person reads it.
+
+    refusal: why the policy does not admit it, None if it does; novelties: what no job that a person approved here had;
+    last_refused: what the agent refused of it last, if anything.
+    """
+
+    known: KnownJob
+    contract: DataContract
+    members: tuple[Member, ...]
+    model: JobModel
+    refusal: RefusedError | None
+    novelties: tuple[str, ...]
+    last_refused: KeptRefusal | None
+
+
+def installed_models() -> dict[str, str]:
+    """Name to digest of every model that is installed here whole. Imports none of them."""
+    found = {}
+    for name in registry.names():
+        try:
+            found[name] = model_digest(name)
+        except UnknownModelError:  # announced twice, or not as a folder: as good as not there
+            continue
+    return found
+
+
+def review(home: AgentHome, known: KnownJob, package: str = "") -> Review:
+    """Look at a job. package: which model package, by digest, where several fit.
+
+    Raises HomeError, PolicyError for a policy that cannot be read, ContractError, PackageError.
+    """
+    policy, own, job, given = Policy.read(home.policy_file), home.config().firm, known.job, read_vouches(home)
+    members = tuple(
+        Member(
+            firm,
+            fingerprint(key),
+            firm == own,
+            policy.firms.get(firm) == fingerprint(key),
+            () if firm in policy.firms else tuple(sorted(vouchers(given, job.consortium, firm, key, policy.firms))),
+        )
+        for firm, key in job.identities().items()
+    )
+    model, refusal = model_of(home, known, package), None
+    try:
+        check(home, known, model)
+    except RefusedError as error:
+        refusal = error
+    new = tuple(novelties(job, approved_by_people(home, but=job.id)).values())
+    return Review(known, DataContract.of(job.contract), members, model, refusal, new, last_refusal(home, job.id))
+
+
+def model_of(home: AgentHome, known: KnownJob, package: str = "") -> JobModel:
+    """The job's model as a person would approve it: of what package, if it is not installed with Dure.
+
+    A package that was changed here is approved anew from what was fetched, so its installed files do not count.
+    """
+    return job_model(home, known.job, package or None, for_approval=True)
+
+
+def check(home: AgentHome, known: KnownJob, model: JobModel | None = None) -> None:
+    """Whether the policy admits a job, a person's yes aside. Raises RefusedError, HomeError, PolicyError."""
+    model = model or model_of(home, known)
+    check_job(
+        Policy.read(home.policy_file),
+        known.job,
+        firm=home.config().firm,
+        public_key=home.identity().public_bytes,
+        installed=model.installed,
+        vouches=read_vouches(home),
+        package=PackageStanding.APPROVED if model.package is not None else None,
+    )
+
+
+def check_digest(known: KnownJob, digest: str) -> None:
+    """Whether the job file is the one that was reviewed. Raises PolicyError."""
+    job, own = known.job.id, known.job.digest().hex()
+    if not same_fingerprint(digest, own):
+        raise PolicyError(
+            f"job {job!r} has the digest {grouped(own)}, not {digest}: it is not the job file you reviewed. "
+            f"Run `dure-agent review {job}` again"
+        )
+
+
+def approve(home: AgentHome, job: str, digest: str, now: datetime, package: str = "") -> None:
+    """Say yes to a job file and its model package, exactly as they were reviewed.
+
+    digest: the job file's SHA-256, hex, in any grouping; package: the package's, where several fit the job.
+    Raises ApprovalError, PolicyError, RefusedError, HomeError, PackageError.
+    """
+    known = known_job(home, job)
+    check_digest(known, digest)
+    model = model_of(home, known, package)
+    check(home, known, model)
+    if model.package is not None:
+        native = Policy.read(home.policy_file).allow_native_code
+        PackageShelf(home.models).install(model.package, now, allow_native_code=native)
+    decide(home, known.job, Verdict.APPROVED, now, package=model.package)
+
+
+def reject(home: AgentHome, job: str, now: datetime) -> None:
+    """Say no to a job; `approve` takes that back. Raises ApprovalError."""
+    decide(home, known_job(home, job).job, Verdict.REJECTED, now)

@@ -1,0 +1,369 @@
+"""The firm's own page: who may look, what a foreign request gets, and that each button does what its command does."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from dure_client import absence
+from dure_client.home import AgentHome
+from dure_client.jobs.approvals import Verdict, decision_on
+from dure_client.ledger import Ledger
+from dure_client.page.access import CODE_SECONDS, SESSION_SECONDS, Access
+from dure_client.page.acts import ACTS
+from dure_client.page.app import COOKIE, MAX_FORM_BYTES
+from dure_client.page.left import LedgerAccount
+from dure_client.page.serve import PageError, serve
+from dure_client.page.view import firm_view
+from dure_client.policy import Policy
+from dure_protocols.ledger import RecordKind
+from tests.client.page_firm import NOW, ORIGIN, OWN, PORT, Browser, browser, entry_of, job_of, make_home, save
+
+PAGES = ("/", "/left", "/jobs/wear-2")
+POSTS = (*(f"/acts/{name}" for name in ACTS), "/sign-out")
+WAITING = job_of("wear-2", "Tool wear, second season")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("made") / "home").path
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> AgentHome:
+    shutil.copytree(made, tmp_path / "home")
+    return AgentHome(tmp_path / "home")
+
+
+@pytest.fixture
+def stranger(home: AgentHome) -> Browser:
+    return browser(home)
+
+
+@pytest.fixture
+def person(stranger: Browser) -> Browser:
+    stranger.sign_in()
+    return stranger
+
+
+def words(html: str) -> str:
+    return unescape(" ".join(re.sub(r"<[^>]+>", " ", html).split()))
+
+
+def files(home: AgentHome) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in home.path.rglob("*") if file.is_file()}
+
+
+# Who may look
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_without_a_session_there_is_only_the_sign_in(stranger: Browser, path: str) -> None:
+    answer = stranger.client.get(path, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+    assert "north-mill" not in stranger.client.get(path).text
+
+
+def test_the_code_opens_one_session_and_is_spent(stranger: Browser) -> None:
+    code = {"code": stranger.access.code.lower().replace("-", " ")}
+    answer = stranger.client.post("/sign-in", data=code, follow_redirects=False)
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"{COOKIE}=")
+    assert all(each in cookie for each in ("HttpOnly", "SameSite=strict", "Path=/"))
+    assert "Max-Age" not in cookie  # gone with the browser
+    assert "north-mill" in stranger.client.get("/").text
+    stranger.client.cookies.clear()
+    assert stranger.client.post("/sign-in", data=code).status_code == 403
+
+
+@pytest.mark.parametrize("code", ["", "A" * 16, "ÄÖÜ", "A" * 4000])
+def test_a_wrong_code_opens_nothing(stranger: Browser, code: str) -> None:
+    answer = stranger.client.post("/sign-in", data={"code": code})
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_code_and_session_end(home: AgentHome) -> None:
+    seconds = [0.0]
+    late = browser(home, clock=lambda: seconds[0])
+    seconds[0] = CODE_SECONDS
+    assert late.client.post("/sign-in", data={"code": late.access.code}).status_code == 403
+    seconds[0] = 0.0
+    late.sign_in()
+    seconds[0] = SESSION_SECONDS
+    assert "Is it you?" in late.client.get("/").text
+
+
+def test_a_closed_page_stays_closed(person: Browser) -> None:
+    cookie = person.client.cookies[COOKIE]
+    person.client.post("/sign-out", data={"token": person.token()})
+    person.client.cookies.set(COOKIE, cookie)
+    assert "Is it you?" in person.client.get("/").text
+
+
+def test_nothing_secret_is_in_a_repr() -> None:
+    access = Access()
+    session = access.enter(access.code)
+    assert session is not None
+    assert session.key not in repr(session)
+    assert session.token not in repr(session)
+
+
+# Foreign requests
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", f"127.0.0.1.evil.example:{PORT}", "127.0.0.1:9999", ""])
+def test_a_request_for_another_host_is_refused(person: Browser, host: str) -> None:
+    for path in (*PAGES, "/sign-in", "/assets/look.css"):
+        answer = person.client.get(path, headers={"host": host})
+        assert answer.status_code == 421
+        assert "north-mill" not in answer.text
+
+
+FOREIGN = {
+    "another site": {"origin": "http://evil.example"},
+    "another port of this machine": {"origin": "http://127.0.0.1:9999"},
+    "another name of this machine": {"origin": f"http://localhost:{PORT}"},
+    "a page that hides where it is": {"origin": "null"},
+    "nobody": {"origin": ""},
+    "a browser that knows better": {"origin": ORIGIN, "sec-fetch-site": "same-site"},
+}
+
+
+@pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
+def test_an_act_from_elsewhere_does_nothing(person: Browser, headers: dict[str, str]) -> None:
+    form, before = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}, files(person.home)
+    for path in (*POSTS, "/sign-in"):
+        assert person.client.post(path, data=form, headers=headers).status_code == 403
+    assert files(person.home) == before
+    assert "north-mill" in person.client.get("/").text
+
+
+@pytest.mark.parametrize("wrong", ["no session", "no token", "another session's token", "no form", "too large"])
+def test_an_act_wants_the_session_and_its_token(person: Browser, wrong: str) -> None:
+    good = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}
+    sent: dict[str, dict[str, str]] = {
+        "no session": {"data": good},
+        "no token": {"data": good | {"token": ""}},
+        "another session's token": {"data": good | {"token": "00" * 32}},
+        "no form": {"json": good},
+        "too large": {"data": good | {"more": "x" * MAX_FORM_BYTES}},
+    }
+    before = files(person.home)
+    if wrong == "no session":
+        person.client.cookies.clear()
+    for path in POSTS:
+        assert person.client.post(path, **sent[wrong]).status_code == 403
+    assert files(person.home) == before
+
+
+def test_looking_changes_nothing(person: Browser) -> None:
+    before = files(person.home)
+    for path in POSTS:
+        assert person.client.get(path, params={"token": person.token(), "job": "wear-2"}).status_code == 405
+    for path in PAGES:
+        assert person.client.get(path).status_code == 200
+    assert files(person.home) == before  # the ledger, too: nobody was asked anything
+
+
+def test_the_policy_allows_nothing_from_elsewhere(person: Browser) -> None:
+    answer = person.client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "form-action 'self'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    assert not re.search(r"(src|href)=\"(https?:)?//", answer.text)
+    assert not re.search(r"<script(?![^>]*src=)| style=| on\w+=", answer.text)
+
+
+# What it shows
+
+
+def test_the_first_page_tells_everything_at_a_glance(person: Browser) -> None:
+    text = words(person.client.get("/").text)
+    for expected in (
+        *("The agent does not run", "1 job waits for your word", "Tool wear, second season", "Round 8 of 20"),
+        *("62 % better than your own model", "0.822 kept", "0.506", "1,022,168 bytes in 114 records"),
+        *("At least 3 firms in every sum", "At least 100 rows", "Pause everything", "Encrypted updates 996 kB"),
+        *("dure-agent leave 'Valley mills'", "valid until"),
+    ):
+        assert expected in text
+
+
+def test_a_job_shows_what_review_shows(person: Browser) -> None:
+    text = words(person.client.get("/jobs/wear-2").text)
+    for expected in (
+        "air_temperature",
+        "290 … 310",
+        "L, M, H",
+        "18,433 parameters",
+        "harbour-mill yes",
+        "no differential",
+    ):
+        assert expected in text
+
+
+def test_what_the_operator_wrote_is_never_markup(person: Browser) -> None:
+    save(person.home, job_of("bold", "Wear <b>&</b>"))
+    for path in ("/", "/jobs/bold"):
+        html = person.client.get(path).text
+        assert "Wear &lt;b&gt;&amp;&lt;/b&gt;" in html
+        assert "<b>" not in html
+
+
+def test_every_field_of_the_policy_is_told(home: AgentHome) -> None:
+    view = firm_view(home, NOW).policy
+    assert view is not None
+    template = (Path(firm_view.__code__.co_filename).parent / "templates" / "policy.html").read_text()
+    for name in Policy.model_fields:
+        assert name in view.others or f"policy.{name}" in template, name
+
+
+def test_damaged_files_are_told_and_hide_nothing_else(person: Browser) -> None:
+    person.home.policy_file.write_text("minimum_cohort = 'many'")
+    (person.home.job_folder("heat-1") / "job.json").write_text("{}")
+    text = words(person.client.get("/").text)
+    assert "policy.toml is not a valid policy" in text
+    assert "the stored job file of 'heat-1' is damaged" in text
+    assert "62 % better" in text
+
+
+def test_a_job_that_is_not_there_has_a_page_that_says_so(person: Browser) -> None:
+    for path in ("/jobs/none", "/jobs/%2e%2e%2fkeys"):
+        assert person.client.get(path).status_code == 404
+
+
+def test_the_account_reads_on_where_it_stopped_and_waits_for_a_whole_line(home: AgentHome) -> None:
+    account = LedgerAccount(home.ledger_file)
+    first = account.read()
+    with home.ledger_file.open("ab") as file:
+        file.write(b'{"number":')
+    assert account.read() == first
+    with Ledger(home.ledger_file, OWN) as ledger:  # removes the torn line and records that
+        ledger.record(entry_of(RecordKind.JOIN, 1000, "wear-2", 1))
+    later = account.read()
+    assert later.totals.num_records == first.totals.num_records + 2
+    assert later.totals.sent_bytes == first.totals.sent_bytes + 1000
+    assert later.newest[0].entry.job == "wear-2"
+
+
+def test_a_changed_record_is_told(home: AgentHome) -> None:
+    content = home.ledger_file.read_bytes()
+    home.ledger_file.write_bytes(content.replace(b'"size_bytes":61', b'"size_bytes":16'))
+    person = browser(home)
+    person.sign_in()
+    assert "record 2 was changed" in person.client.get("/").text
+    assert "line 2 was changed" in person.act("verify")
+
+
+# Each button does what its command does
+
+
+def test_approve_is_for_the_job_file_that_was_shown(person: Browser) -> None:
+    shown = person.client.get("/jobs/wear-2").text
+    digest = re.search(r'name="digest" value="(\w+)"', shown)
+    assert digest is not None
+    save(person.home, changed := job_of("wear-2", "Tool wear, second season", rounds=21))
+    assert "it is not the job file you reviewed" in person.act("approve", job="wear-2", digest=digest[1])
+    assert decision_on(person.home, changed) is None
+    assert "You approved wear-2" in person.act("approve", job="wear-2", digest=changed.digest().hex())
+    stored = decision_on(person.home, changed)
+    assert stored is not None
+    assert stored.verdict is Verdict.APPROVED
+
+
+def test_what_the_policy_does_not_admit_cannot_be_approved(tmp_path: Path) -> None:
+    person = browser(make_home(tmp_path / "strange", accepts=False))
+    person.sign_in()
+    shown = person.client.get("/jobs/wear-2").text
+    assert "Your policy does not admit it" in words(shown)
+    assert "dure-agent accept" in words(shown)
+    assert 'action="/acts/approve"' not in shown
+    digest = WAITING.digest().hex()
+    assert "is not accepted here" in person.act("approve", job="wear-2", digest=digest)
+    assert decision_on(person.home, WAITING) is None
+
+
+def test_reject(person: Browser) -> None:
+    assert "You rejected wear-2" in person.act("reject", job="wear-2")
+    stored = decision_on(person.home, WAITING)
+    assert stored is not None
+    assert stored.verdict is Verdict.REJECTED
+
+
+@pytest.mark.parametrize("job", ["", "heat-1"])
+def test_pause_and_resume(person: Browser, job: str) -> None:
+    assert "is paused here" in person.act("pause", job=job, hours="8")
+    kept = absence.pause_in_force(person.home, job or None, NOW)
+    assert kept is not None
+    assert kept.until is not None
+    assert (kept.until - NOW).total_seconds() == 8 * 3600
+    assert "goes on here" in person.act("resume", job=job)
+    assert absence.pause_in_force(person.home, job or None, NOW) is None
+    person.act("pause", job=job)
+    assert absence.pause_in_force(person.home, job or None, NOW) == absence.Pause()
+
+
+@pytest.mark.parametrize("form", [{"job": "../state"}, {"job": "none"}, {"hours": "-1"}, {"hours": "9" * 30}])
+def test_a_form_that_no_page_wrote_pauses_nothing(person: Browser, form: dict[str, str]) -> None:
+    before = files(person.home)
+    person.act("pause", **form)
+    assert files(person.home) == before
+
+
+def test_verify_tells_the_ledgers_end(person: Browser) -> None:
+    assert "The ledger holds: 114 records" in words(person.act("verify"))
+
+
+@contextmanager
+def another_writes(home: AgentHome) -> Iterator[None]:
+    with Ledger(home.ledger_file, OWN):
+        yield
+
+
+def test_asking_the_server_is_left_to_the_agent_while_it_runs(person: Browser) -> None:
+    with another_writes(person.home):
+        assert "the agent runs here and is the one that speaks to the server" in words(person.act("ask"))
+
+
+def test_leaving_is_a_command_until_the_page_can_do_it(person: Browser) -> None:
+    assert "dure-agent leave heat-1" in words(person.client.get("/jobs/heat-1").text)
+    assert 'action="/acts/leave"' not in person.client.get("/jobs/heat-1").text
+    assert "leave by typing the command" in person.act("leave", job="heat-1", typed="heat-1")
+
+
+def test_leaving_wants_the_jobs_name(home: AgentHome) -> None:
+    left: list[str] = []
+
+    def leave(_: AgentHome, job: str) -> str:
+        left.append(job)
+        return "What is in 7 sums stays there."
+
+    person = browser(home, leave)
+    person.sign_in()
+    assert 'action="/acts/leave"' in person.client.get("/jobs/heat-1").text
+    assert "type the job&#39;s name" in person.act("leave", job="heat-1", typed="heat")
+    assert left == []
+    assert "What is in 7 sums stays there." in person.act("leave", job="heat-1", typed="heat-1")
+    assert left == ["heat-1"]
+
+
+def test_a_taken_port_is_told(home: AgentHome) -> None:
+    taken: list[str] = []
+
+    def tell(address: str, _: Access) -> None:
+        taken.append(address)
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with pytest.raises(PageError, match="Name another with --port"):
+            serve(home, port, lambda *_: None)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(home, 0, tell)
+    assert taken
