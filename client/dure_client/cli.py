@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from dure_client.commands import data, jobs, ledger, pause, policy, run, server
+from dure_client.commands import data, install, jobs, ledger, pause, policy, run, server
 from dure_client.commands.join import join
 from dure_client.commands.status import status
 from dure_protocols.errors import DureError
@@ -59,6 +59,8 @@ app.command()(jobs.reject)
 app.command()(jobs.accept)
 app.command()(pause.pause)
 app.command()(pause.resume)
+app.command()(install.install)
+app.command()(install.uninstall)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(policy.app, name="policy")

@@ -103,7 +103,7 @@ class TokenKeyStore:
             return Identity(_TokenKey(private, public[pkcs11.Attribute.EC_POINT]))
         except pkcs11.NoSuchKey:
             return None
-        except pkcs11.PKCS11Error as error:
+        except (pkcs11.PKCS11Error, ValueError) as error:
             raise self._failed("its key cannot be used", error) from error
 
     def _make(self, session: "Session") -> Identity:
