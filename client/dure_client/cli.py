@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from dure_client.commands import data, jobs, ledger, models, pause, policy, run, server, vouch
+from dure_client.commands import data, install, jobs, ledger, models, pause, policy, run, server, vouch
 from dure_client.commands.join import join
 from dure_client.commands.leave import leave
 from dure_client.commands.status import status
@@ -65,6 +65,8 @@ app.command()(vouch.vouches)
 app.command()(leave)
 app.command()(pause.pause)
 app.command()(pause.resume)
+app.command()(install.install)
+app.command()(install.uninstall)
 app.add_typer(data.app, name="data")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(models.app, name="model")

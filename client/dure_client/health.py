@@ -56,9 +56,9 @@ class Beat(BaseModel):
 class Heartbeat:
     """The running agent's side. Close it; then the agent counts as not running at once."""
 
-    def __init__(self, state: Path, is_connected: Callable[[], bool]) -> None:
-        """Begins to write in a thread."""
-        self._file, self._is_connected = health_file(state), is_connected
+    def __init__(self, state: Path, is_connected: Callable[[], bool], alive: Callable[[], None] = lambda: None) -> None:
+        """Begins to write in a thread. `alive` is called each time, for whoever else watches this process."""
+        self._file, self._is_connected, self._alive = health_file(state), is_connected, alive
         self._ended = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -76,6 +76,7 @@ class Heartbeat:
             if said is None or connected is not said[0] or now - said[1] >= BEAT_SECONDS:
                 said = connected, now
                 self._write(connected)
+                self._alive()
             if self._ended.wait(LOOK_SECONDS):
                 return
 

@@ -2,13 +2,17 @@
 
     agent.toml            who we are, where the server is (written by `dure-agent join`)
     policy.toml data.toml what this firm consents to, where its data is (written by the firm)
-    keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600)
+    keys/                 tls.key tls.pem identity.key root.pem   (folder 0700, files 0600; no identity.key where
+                          a PKCS#11 token holds it, see keystore.py)
     vouches/              what other firms signed about each other's keys; see vouches.py
     state/                released.bin, answers/, outbox/, inbox/, link.json (what the agent last heard of the server)
     jobs/<job-id>/        job, protocol state, models, result.json; see jobs/folder.py
     models/<digest>/      model packages, fetched and approved; see packages/shelf.py
     ledger/ledger.jsonl   every byte that left
     logs/                 what may never leave
+
+Each setting of agent.toml may also be given by the environment, as DURE_AGENT_ and its name in capitals, which then
+goes before the file: see docs/installation.md. What a firm consents to stands in policy.toml alone.
 
 Errors: HomeError, with the command that helps.
 """
@@ -21,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from dure_client.keystore import KeyStore, KeyStoreSettings, RandomBytes, TokenKeyStore
 from dure_client.link.channel import Route
 from dure_client.link.proxy import proxy_for, read_proxy_url
 from dure_protocols.certificates import CertificateFacts, key_from_pem, read_certificate
@@ -31,6 +36,7 @@ from dure_protocols.identity import Identity, check_firm_name
 from dure_protocols.toml import parse_toml
 
 HOME_VARIABLE = "DURE_AGENT_HOME"
+SETTING_PREFIX = "DURE_AGENT_"
 
 
 class HomeError(DureError):
@@ -42,7 +48,7 @@ def default_home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".dure" / "agent")
 
 
-class AgentConfig(BaseModel):
+class AgentConfig(KeyStoreSettings):
     """agent.toml: what the firm learned when it joined, and a port that it may add. Holds no secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -204,8 +210,20 @@ class AgentHome:
         """Whether `dure-agent join` has gone through here."""
         return self.config_file.exists() and self.tls_certificate_file.exists()
 
-    def config(self) -> AgentConfig:
-        """Read agent.toml. Raises HomeError if the firm has not joined or the file is damaged."""
+    def config(self, environment: Mapping[str, str] = os.environ) -> AgentConfig:
+        """What is in force: agent.toml, and over it what the environment sets.
+
+        Raises HomeError if the firm has not joined, the file is damaged or a variable is not what it must be.
+        """
+        written = self.written_config()
+        given = settings_in(environment)
+        try:
+            return AgentConfig.model_validate(written.model_dump() | given) if given else written
+        except ValidationError as error:
+            raise HomeError(f"a variable {SETTING_PREFIX}… is wrong: {_first_line(error)}") from error
+
+    def written_config(self) -> AgentConfig:
+        """agent.toml alone, for whoever changes it. Raises HomeError if the firm has not joined or it is damaged."""
         try:
             return AgentConfig.model_validate(parse_toml(self.config_file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
@@ -222,9 +240,29 @@ class AgentHome:
         """Write agent.toml, whole or not at all."""
         write_file(self.config_file, config.to_toml().encode(), mode=0o600)
 
+    def key_settings(self, environment: Mapping[str, str] = os.environ) -> KeyStoreSettings:
+        """Where this home's identity key lives. Before the firm has joined, the environment alone says it.
+
+        Raises HomeError.
+        """
+        if self.config_file.exists():
+            return self.config(environment)
+        given = {name: value for name, value in settings_in(environment).items() if name.startswith("pkcs11_")}
+        try:
+            return KeyStoreSettings.model_validate(given)
+        except ValidationError as error:
+            raise HomeError(f"the environment ({SETTING_PREFIX}PKCS11_…) is wrong: {_first_line(error)}") from error
+
+    def key_store(self, environment: Mapping[str, str] = os.environ) -> KeyStore:
+        """What holds the identity key: a file of this home or a token. Raises HomeError."""
+        settings = self.key_settings(environment)
+        if settings.pkcs11_module is not None:
+            return TokenKeyStore(settings, read_private)
+        return FileKeyStore(self.identity_key_file)
+
     def identity(self) -> Identity:
-        """The firm's identity key. Raises HomeError if it is missing or readable by others."""
-        return Identity.from_pem(read_private(self.identity_key_file))
+        """The firm's identity key. Raises HomeError if it is missing or readable by others, KeyStoreError."""
+        return self.key_store().identity()
 
     def tls_key(self) -> ec.EllipticCurvePrivateKey:
         """The link's key. Raises HomeError if it is missing or readable by others."""
@@ -240,6 +278,27 @@ class AgentHome:
     def job_names(self) -> list[str]:
         """Jobs this agent has a folder for, by name."""
         return sorted(entry.name for entry in self.jobs.iterdir() if entry.is_dir()) if self.jobs.is_dir() else []
+
+
+@dataclass(frozen=True)
+class FileKeyStore:
+    """The identity key in a file of mode 0600."""
+
+    path: Path
+
+    def identity(self) -> Identity:
+        """The file's key. Raises HomeError if it is missing or readable by others."""
+        return Identity.from_pem(read_private(self.path))
+
+    def identity_or_new(self, random_bytes: RandomBytes) -> Identity:
+        """The file's key, or a new one of 32 random bytes, which is on disk when this returns."""
+        return Identity.from_pem(keep_or_make_private(self.path, Identity.from_seed(random_bytes(32)).to_pem()))
+
+
+def settings_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings of agent.toml that the environment gives, by their names there. An empty variable is none."""
+    named = {name: environment.get(SETTING_PREFIX + name.upper(), "") for name in AgentConfig.model_fields}
+    return {name: value for name, value in named.items() if value}
 
 
 def read_private(path: Path) -> bytes:
@@ -310,5 +369,5 @@ def _toml_string(value: str) -> str:
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_input=False, include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     return str(error).splitlines()[0]

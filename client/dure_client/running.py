@@ -21,6 +21,7 @@ from dure_client.link.clock import ServerClock
 from dure_client.link.errors import NotAdmittedError
 from dure_client.link.standing import LinkStanding
 from dure_client.metrics import AgentMetrics, MetricsServer
+from dure_client.notify import notify
 from dure_client.packages.fetch import run_errand
 from dure_client.trainer.process import TRAINER_MODULE
 from dure_client.upkeep import Upkeep
@@ -93,6 +94,7 @@ def run_agent(
         leaving.start()
         firm.resume()
         logger.info("agent of %s runs; link %s", config.firm, route)
+        notify("READY=1", os.environ)
         try:
             agent.run()
         except NotAdmittedError:
@@ -116,5 +118,5 @@ def _metrics(home: AgentHome, ledger: Ledger, port: int | None, stack: ExitStack
     if port is not None:
         stack.callback(MetricsServer(port, metrics.text).close)
         logger.info("metrics on http://127.0.0.1:%d/metrics", port)
-    stack.callback(Heartbeat(home.state, lambda: metrics.is_connected).close)
+    stack.callback(Heartbeat(home.state, lambda: metrics.is_connected, lambda: notify("WATCHDOG=1", os.environ)).close)
     return metrics

@@ -76,7 +76,7 @@ class Upkeep:
             return
         self._seen = signature
         try:
-            route = self._home.config().route(self._environment)
+            route = self._home.config(self._environment).route(self._environment)
         except DureError as error:
             logger.warning("agent.toml was changed and is not followed: %s", error)
             return

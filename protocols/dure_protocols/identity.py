@@ -7,6 +7,7 @@ by people over another way (a contract, a phone call), so an operator cannot int
 import hashlib
 import re
 import unicodedata
+from typing import Protocol
 
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -54,10 +55,22 @@ def same_fingerprint(left: str, right: str) -> bool:
     return len(one) == 64 and one == other
 
 
+class SigningKey(Protocol):
+    """An Ed25519 key that signs (RFC 8032, so the same bytes always get the same signature), wherever it lives."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """64 bytes."""
+        ...
+
+    def public_key(self) -> Ed25519PublicKey:
+        """The half that others know."""
+        ...
+
+
 class Identity:
     """A firm's own signing key. Its repr shows the fingerprint only."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
+    def __init__(self, key: SigningKey) -> None:
         self._key = key
         self.public_bytes = key.public_key().public_bytes_raw()
 
@@ -78,7 +91,12 @@ class Identity:
         return cls(key)
 
     def to_pem(self) -> bytes:
-        """The private key for its file of mode 0600, and for nothing else."""
+        """The private key for its file of mode 0600, and for nothing else.
+
+        Raises IdentityError for a key that does not leave the device it lives in.
+        """
+        if not isinstance(self._key, Ed25519PrivateKey):
+            raise IdentityError("this identity's private key lives in a device and cannot be read out of it")
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

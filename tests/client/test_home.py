@@ -90,3 +90,60 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_file(path, b"two")
     assert path.read_bytes() == b"two"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+OVERRIDES = {
+    "consortium": "Other mills",
+    "firm": "firm-b",
+    "server_host": "dure.example.org",
+    "enrolment_port": 8444,
+    "link_port": 8443,
+    "root_fingerprint": "cd" * 32,
+    "metrics_port": 9100,
+    "server_name": "dure.example.org",
+    "proxy": "http://proxy.example.org:3128",
+    "proxy_credentials_file": Path("/etc/dure/proxy"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in AgentConfig.model_fields if not name.startswith("pkcs11_")])
+def test_each_setting_can_be_given_by_the_environment_and_is_not_written_back(tmp_path: Path, name: str) -> None:
+    home = AgentHome(tmp_path)
+    home.create()
+    home.write_config(CONFIG)
+    environment = {f"DURE_AGENT_{name.upper()}": str(OVERRIDES[name])}
+    assert home.config(environment) == CONFIG.model_copy(update={name: OVERRIDES[name]})
+    assert home.written_config() == CONFIG
+
+
+def test_the_settings_of_a_token_can_be_given_by_the_environment(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path)
+    home.create()
+    home.write_config(CONFIG)
+    token = {"pkcs11_module": "/m.so", "pkcs11_token": "dure", "pkcs11_key": "mill", "pkcs11_pin_file": "/etc/dure/pin"}
+    found = home.config({f"DURE_AGENT_{name.upper()}": value for name, value in token.items()})
+    assert {name: str(getattr(found, name)) for name in token} == token
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("LINK_PORT", "seven", "link_port"),
+        ("PROXY", "http://user:hidden-word@proxy:3128", "proxy_credentials_file"),
+        ("ROOT_FINGERPRINT", "12", "root_fingerprint"),
+    ],
+)
+def test_a_wrong_variable_is_named_and_its_value_is_not(tmp_path: Path, name: str, value: str, says: str) -> None:
+    home = AgentHome(tmp_path)
+    home.create()
+    home.write_config(CONFIG)
+    with pytest.raises(HomeError, match=says) as refused:
+        home.config({f"DURE_AGENT_{name}": value})
+    assert value not in str(refused.value)
+
+
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path)
+    home.create()
+    home.write_config(CONFIG)
+    assert home.config({"DURE_AGENT_PROXY": ""}) == CONFIG

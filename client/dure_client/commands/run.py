@@ -19,8 +19,10 @@ KEPT_LOGS = 4
 
 def run(
     home: HomeOption,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads for training.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Log JSON lines.")] = False,
+    threads: Annotated[
+        int, typer.Option("--threads", envvar="DURE_AGENT_THREADS", min=1, help="Processor threads for training.")
+    ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", envvar="DURE_AGENT_JSON", help="Log JSON lines.")] = False,
 ) -> None:
     """Run the agent until it is stopped (Ctrl-C). It connects outward only."""
     agent_home = AgentHome(home)

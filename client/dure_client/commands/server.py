@@ -32,7 +32,7 @@ def set_server(
 ) -> None:
     """Tell the agent that the server has moved. Keys, certificate and jobs stay as they are."""
     agent_home = AgentHome(home)
-    config = agent_home.config()
+    config = agent_home.written_config()
     host, port = _host_and_port(address, config.link_port)
     changes = {
         "server_host": host,
@@ -60,14 +60,14 @@ def set_proxy(
     """Reach the server through a proxy, whatever the environment says."""
     agent_home = AgentHome(home)
     changes = {"proxy": named_proxy(url), "proxy_credentials_file": credentials.resolve() if credentials else None}
-    _write(agent_home, agent_home.config(), changes)
+    _write(agent_home, agent_home.written_config(), changes)
 
 
 @proxy_app.command("clear")
 def clear_proxy(home: HomeOption) -> None:
     """Reach the server as the environment says: through its https_proxy, or directly."""
     agent_home = AgentHome(home)
-    _write(agent_home, agent_home.config(), {"proxy": None, "proxy_credentials_file": None})
+    _write(agent_home, agent_home.written_config(), {"proxy": None, "proxy_credentials_file": None})
 
 
 def _write(home: AgentHome, config: AgentConfig, changes: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dure_client.enrolment.api import EnrolmentApi, EnrolmentError, FingerprintError
 from dure_client.home import AgentConfig, AgentHome, HomeError, keep_or_make_private, write_file
+from dure_client.keystore import KeyStoreSettings
 from dure_client.ledger import Ledger
 from dure_client.link.client import EgressRecorder
 from dure_client.link.clock import ServerClock
@@ -33,7 +34,7 @@ from dure_protocols.certificates import (
 from dure_protocols.certificates import signing_request as make_signing_request
 from dure_protocols.enrolment import JoinAnswer, JoinRequest, RootAnswer, StateAnswer, sign_request
 from dure_protocols.errors import IdentityError
-from dure_protocols.identity import Identity, fingerprint, grouped, same_fingerprint
+from dure_protocols.identity import fingerprint, grouped, same_fingerprint
 from dure_protocols.invitation import Invitation
 
 Clock = Callable[[], datetime]
@@ -105,9 +106,7 @@ def join(
     with ExitStack() as stack:
         # (2)
         home.create()
-        identity = Identity.from_pem(
-            keep_or_make_private(home.identity_key_file, Identity.from_seed(random_bytes(32)).to_pem())
-        )
+        identity = home.key_store(environment).identity_or_new(random_bytes)
         tls_key = key_from_pem(keep_or_make_private(home.tls_key_file, key_to_pem(new_tls_key())))
         recorder = recorder or stack.enter_context(Ledger(home.ledger_file, identity, clock))
         proxy = proxy_for(invitation.server_host, by_proxy, environment)
@@ -142,9 +141,10 @@ def join(
         enrolment_port=invitation.enrolment_port,
         link_port=answer.link_port,
         root_fingerprint=invitation.root_fingerprint,
-        metrics_port=home.config().metrics_port if home.config_file.exists() else None,
+        metrics_port=home.written_config().metrics_port if home.config_file.exists() else None,
         proxy=by_proxy.proxy,
         proxy_credentials_file=by_proxy.proxy_credentials_file,
+        **home.key_settings(environment).model_dump(include=set(KeyStoreSettings.model_fields)),
     )
     home.write_config(config)
     return Joined(config, identity.fingerprint, read_certificate(certificate), server_clock.ahead_seconds)
@@ -161,7 +161,7 @@ def ask_state(
 
     Raises an EnrolmentError, HomeError, ProxyError, or LedgerError while the agent runs.
     """
-    config = home.config()
+    config = home.config(environment)
     route, server_clock = config.route(environment), ServerClock(lambda: clock().timestamp())
     with ExitStack() as stack:
         recorder = recorder or stack.enter_context(Ledger(home.ledger_file, home.identity(), clock))
@@ -214,7 +214,7 @@ def finish_renewal(home: AgentHome) -> None:
 def _check_home_is_free(home: AgentHome, invitation: Invitation) -> None:
     if not home.config_file.exists():
         return
-    config = home.config()
+    config = home.written_config()
     if (config.firm, config.root_fingerprint) != (invitation.firm, invitation.root_fingerprint):
         raise HomeError(
             f"{home.path} belongs to {config.firm} of the consortium {config.consortium} already, and keys are never "

@@ -1,0 +1,171 @@
+"""`dure-agent install` and `uninstall`: write what makes the agent a service, and say what to run. Starts nothing."""
+
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dure_client.home import HOME_VARIABLE, SETTING_PREFIX, AgentConfig, HomeError
+from dure_client.service import NAME, WRITTEN_BY, Service, settings_file, systemd_unit, sysusers, windows_service
+
+RUN_VARIABLES = ("DURE_AGENT_THREADS", "DURE_AGENT_JSON", "DURE_PROXY_CREDENTIALS")
+UNIT = Path(f"etc/systemd/system/{NAME}.service")
+USERS = Path(f"etc/sysusers.d/{NAME}.conf")
+SETTINGS = Path("etc/dure/agent.env")
+WINDOWS_FILE = Path(f"{NAME}.xml")
+
+
+class Platform(StrEnum):
+    """Whose service manager starts the agent."""
+
+    SYSTEMD = "systemd"
+    WINDOWS = "windows"
+
+
+_Root = Annotated[Path, typer.Option("--root", help="Write below this folder instead, to look at first.")]
+_Print = Annotated[
+    bool, typer.Option("--print", "--dry-run", help="Print the files instead of writing them; changes nothing.")
+]
+
+
+def install(
+    home: Annotated[
+        Path, typer.Option("--home", envvar=HOME_VARIABLE, help="The agent's home; made by systemd under /var/lib.")
+    ] = Path(f"/var/lib/{NAME}"),
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="A folder with this firm's rows, shown read-only. Repeatable.")
+    ] = None,
+    user: Annotated[str, typer.Option("--user", help="The service's own user.")] = NAME,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Let the trainer use this machine's GPUs.")] = False,
+    platform: Annotated[
+        Platform, typer.Option("--platform", help="systemd, or a WinSW definition for Windows.")
+    ] = Platform.WINDOWS if sys.platform == "win32" else Platform.SYSTEMD,
+    root: _Root = Path("/"),
+    only_print: _Print = False,
+) -> None:
+    """Write the agent's service: a hardened systemd unit, its user and its settings file. Starts nothing."""
+    service = Service(
+        home=home.absolute(),
+        program=_program(),
+        environment=Path(sys.prefix),
+        settings=PurePosixPath("/") / SETTINGS,
+        user=_checked_user(user),
+        data=tuple(_checked_path(path.absolute()) for path in data or ()),
+        gpu=gpu,
+    )
+    for path in (service.home, service.program, service.environment):
+        _checked_path(Path(path))
+    files = _files(service, platform)
+    if only_print:
+        for path, text in files.items():
+            typer.echo(f"==> /{path} <==\n{text}")
+        return
+    target = root if platform is Platform.SYSTEMD else Path.cwd() if root == Path("/") else root
+    for path, text in files.items():
+        _write(target / path, text)
+    out = Console(highlight=False, soft_wrap=True, markup=False)
+    for line in _next(service, platform, target):
+        out.print(line)
+
+
+def uninstall(root: _Root = Path("/"), only_print: _Print = False) -> None:
+    """Remove the service's files. The home with keys and ledger stays, and so does the settings file."""
+    gone = [file for file in (root / UNIT, root / USERS) if file.exists()]
+    if not gone:
+        raise HomeError(f"there is no {root / UNIT}: nothing was installed here")
+    for file in gone:
+        _check_ours(file)
+    for file in gone:
+        if not only_print:
+            _try(file.unlink, file)
+        typer.echo(f"{'Would remove' if only_print else 'Removed'} {file}")
+    typer.echo(f"Then run: systemctl disable --now {NAME}; systemctl daemon-reload")
+    typer.echo(f"Kept: the agent's home with keys and ledger, and {root / SETTINGS}.")
+
+
+def variables() -> list[str]:
+    """Every variable that the agent reads, but the one for its home, which the unit sets."""
+    return [*(SETTING_PREFIX + name.upper() for name in AgentConfig.model_fields), *RUN_VARIABLES]
+
+
+def _files(service: Service, platform: Platform) -> dict[Path, str]:
+    if platform is Platform.WINDOWS:
+        return {WINDOWS_FILE: windows_service(service)}
+    return {UNIT: systemd_unit(service), USERS: sysusers(service), SETTINGS: settings_file(variables())}
+
+
+def _program() -> Path:
+    """`dure-agent` of the environment that this very command runs in."""
+    folder = Path(sys.prefix) / ("Scripts" if sys.platform == "win32" else "bin")
+    return folder / (f"{NAME}.exe" if sys.platform == "win32" else NAME)
+
+
+def _checked_user(name: str) -> str:
+    if name == "root" or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
+        raise HomeError(f"{name!r} cannot be the agent's user: take letters, digits and hyphens, and never root")
+    return name
+
+
+def _checked_path(path: Path) -> Path:
+    if not str(path).isprintable() or path == Path("/"):
+        raise HomeError(f"{str(path)!r} cannot stand in a unit: take a folder with a printable name")
+    return path
+
+
+def _write(file: Path, text: str) -> None:
+    is_settings = file.name == SETTINGS.name
+    if file.exists() and is_settings:
+        return  # the firm's own by now
+    if file.exists() and file.suffix != ".xml":
+        _check_ours(file)
+    _try(lambda: file.parent.mkdir(parents=True, exist_ok=True), file)
+    _try(lambda: _replace(file, text, 0o600 if is_settings else 0o644), file)
+    typer.echo(f"Written: {file}")
+
+
+def _replace(file: Path, text: str, mode: int) -> None:
+    aside = file.with_name(f".{file.name}.new")
+    aside.unlink(missing_ok=True)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+        aside.chmod(mode)  # whatever the umask
+        opened.write(text)
+    aside.replace(file)
+
+
+def _check_ours(file: Path) -> None:
+    if not file.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_BY):
+        raise HomeError(f"{file} was not written by `dure-agent install`: move it away first")
+
+
+def _try(act: Callable[[], object], file: Path) -> None:
+    try:
+        act()
+    except OSError as error:
+        raise HomeError(
+            f"{file} cannot be changed ({error.strerror}): run this as root, or give --print or --root FOLDER"
+        ) from error
+
+
+def _next(service: Service, platform: Platform, target: Path) -> list[str]:
+    if platform is Platform.WINDOWS:
+        return [
+            f"Lay WinSW beside it as {NAME}.exe, then run in an administrator's shell: .\\{NAME}.exe install",
+            f"Give the account NT SERVICE\\{NAME} full control of {service.home} and nobody else.",
+        ]
+    place = "" if target == Path("/") else f" (once the files are where they belong, they are below {target} now)"
+    run_as = f"sudo -u {service.user} env DURE_AGENT_HOME={service.home} {service.program}"
+    return [
+        f"Then, as root{place}:",
+        f"  systemd-sysusers {Path('/') / USERS}",
+        f"  install -d -m 0700 -o {service.user} -g {service.user} {service.home}",
+        "  systemctl daemon-reload",
+        f"  {run_as} join --invitation FILE --fingerprint '…'",
+        f"  systemctl enable --now {NAME}",
+        f"Every other command runs as that user, too: {run_as} status",
+    ]

@@ -1,0 +1,168 @@
+"""What makes the agent a service of this machine: the texts of its unit, its user, its settings file. Pure.
+
+The unit is as tight as the agent and its trainer allow. Three things stay open, and why:
+
+- MemoryDenyWriteExecute: numba and torch compile code in memory; with it `import numba` already fails.
+- User namespaces and mounts: the trainer's sandbox (bubblewrap) is made of them. The agent has no capability outside.
+- ProtectKernelTunables, ProtectKernelLogs and ProcSubset: they lay mounts over /proc, and under such a /proc the kernel
+  refuses the sandbox a /proc of its own. What they protect needs root, which the agent's user is not and cannot become.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath, PurePosixPath
+from typing import Final
+from xml.etree import ElementTree  # writes only; nothing is parsed
+
+NAME: Final = "dure-agent"
+WRITTEN_BY: Final = "# Written by `dure-agent install`."
+HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
+"""What ProtectHome hides from a service."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the service is made of. program: `dure-agent` itself; environment: the folder that it is installed in;
+    data: folders with the firm's rows, shown read-only; gpu: whether the trainer may use this machine's GPUs.
+    """
+
+    home: PurePath
+    program: PurePath
+    environment: PurePath
+    settings: PurePath
+    user: str = NAME
+    data: tuple[PurePath, ...] = ()
+    gpu: bool = False
+
+
+def systemd_unit(service: Service) -> str:
+    """dure-agent.service."""
+    shown = [path for path in (service.environment, service.program.parent) if _is_hidden(path)]
+    lines = [
+        WRITTEN_BY,
+        "[Unit]",
+        "Description=Dure agent: trains on this firm's data, lets nothing out but what is encrypted and recorded",
+        "Wants=network-online.target",
+        "After=network-online.target nss-lookup.target",
+        "",
+        "[Service]",
+        "Type=notify",
+        f"ExecStart={_quoted(service.program)} run",
+        _environment("DURE_AGENT_HOME", service.home),
+        f"EnvironmentFile=-{_specifier_free(service.settings)}",
+        f"User={service.user}",
+        f"Group={service.user}",
+        "UMask=0077",
+        "Restart=on-failure",
+        "RestartSec=30s",
+        "WatchdogSec=120s",
+        "TimeoutStopSec=30s",
+        "",
+        "# Files: everything is read-only but the home; other people's homes are not there.",
+        *_state_directory(service.home),
+        f"ReadWritePaths={_quoted(service.home)}",
+        "ProtectSystem=strict",
+        "ProtectHome=tmpfs",
+        *([f"BindPaths={_quoted(service.home)}"] if _is_hidden(service.home) else []),
+        *(f"BindReadOnlyPaths={_quoted(path)}" for path in dict.fromkeys([*shown, *service.data])),
+        "PrivateTmp=yes",
+        *(["PrivateDevices=no", "DevicePolicy=auto"] if service.gpu else ["PrivateDevices=yes"]),
+        "",
+        "# Rights: none of root's, and no way to get them.",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "RestrictSUIDSGID=yes",
+        "RemoveIPC=yes",
+        "",
+        "# Kernel.",
+        "ProtectClock=yes",
+        "ProtectControlGroups=yes",
+        "ProtectHostname=yes",
+        "ProtectKernelModules=yes",
+        "LockPersonality=yes",
+        "RestrictRealtime=yes",
+        "KeyringMode=private",
+        "",
+        "# Calls: what services need, and the mounts of the trainer's sandbox. AF_NETLINK is for its loopback and DNS.",
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=@system-service @mount",
+        "SystemCallErrorNumber=EPERM",
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+        "RestrictNamespaces=user mnt pid net ipc uts cgroup",
+        "",
+        "# Not set, because the agent would not run: MemoryDenyWriteExecute (numba and torch compile in memory);",
+        "# ProtectKernelTunables, ProtectKernelLogs, ProcSubset (under their /proc the sandbox gets none of its own).",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sysusers(service: Service) -> str:
+    """The line by which `systemd-sysusers` makes the agent's own user, who cannot log in."""
+    return f'{WRITTEN_BY}\nu {service.user} - "Dure agent" {service.home} -\n'
+
+
+def settings_file(names: Iterable[str]) -> str:
+    """The settings file a firm starts with: every setting, none of them set. Of mode 0600, never overwritten."""
+    lines = [
+        "# Settings of the Dure agent. Each goes before the one in agent.toml; see docs/installation.md.",
+        "# Read by the service manager and given to the agent; never on a command line.",
+        "",
+        *(f"#{name}=" for name in names),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def windows_service(service: Service) -> str:
+    """A definition for WinSW, the service wrapper: dure-agent.xml beside dure-agent-service.exe.
+
+    The service runs as its own virtual account, which has no password.
+    """
+    root = ElementTree.Element("service")
+    for name, text in (
+        ("id", NAME),
+        ("name", "Dure agent"),
+        ("description", "Trains on this firm's data, lets nothing out but what is encrypted and recorded."),
+        ("executable", str(service.program)),
+        ("arguments", "run"),
+        ("startmode", "Automatic"),
+        ("delayedAutoStart", "true"),
+        ("stoptimeout", "30 sec"),
+        ("logpath", str(service.home / "logs")),
+    ):
+        ElementTree.SubElement(root, name).text = text
+    ElementTree.SubElement(root, "env", name="DURE_AGENT_HOME", value=str(service.home))
+    ElementTree.SubElement(root, "onfailure", action="restart", delay="30 sec")
+    ElementTree.SubElement(root, "log", mode="roll")
+    account = ElementTree.SubElement(root, "serviceaccount")
+    ElementTree.SubElement(account, "username").text = f"NT SERVICE\\{NAME}"
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _state_directory(home: PurePath) -> list[str]:
+    """Lets systemd make a home under /var/lib, of the right owner and mode."""
+    if home.parent != PurePosixPath("/var/lib"):
+        return []
+    return [f"StateDirectory={home.name}", "StateDirectoryMode=0700"]
+
+
+def _is_hidden(path: PurePath) -> bool:
+    return any(path.is_relative_to(folder) for folder in HIDDEN_FOLDERS)
+
+
+def _specifier_free(path: PurePath) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _quoted(path: PurePath) -> str:
+    escaped = _specifier_free(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"' if " " in escaped or escaped != str(path) else escaped
+
+
+def _environment(name: str, path: PurePath) -> str:
+    escaped = _specifier_free(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'Environment="{name}={escaped}"'

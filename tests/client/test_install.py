@@ -1,0 +1,200 @@
+"""`dure-agent install`: a unit that systemd accepts and that is tight, a settings file of mode 0600."""
+
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dure_client.cli import app
+from dure_client.commands.install import variables
+from dure_client.home import AgentConfig
+from dure_client.notify import notify
+from tests.conftest import lacking
+
+EXPOSURE = 3.1
+"""What `systemd-analyze security` of systemd 252 gives the unit, of 10; docs/installation.md states it."""
+PR_SET_MDWE = 65
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1"})
+
+
+def written(root: Path, *arguments: str) -> str:
+    """Install below a folder; the unit's text."""
+    result = run("install", "--root", str(root), *arguments)
+    assert result.exit_code == 0, result.output
+    return (root / "etc/systemd/system/dure-agent.service").read_text()
+
+
+def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    if shutil.which("systemd-analyze") is None:
+        lacking("needs systemd-analyze: apt-get install systemd")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--gpu", "--data", "/srv/mill rows", "--data", "/home/mill/rows"),
+        ("--home", "/home/mill/.dure/100% ours"),
+    ],
+)
+def test_systemd_accepts_the_unit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    written(tmp_path, *options)
+    done = analyze("verify", str(tmp_path / "etc/systemd/system/dure-agent.service"))
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_the_unit_is_as_tight_as_the_documentation_says(tmp_path: Path) -> None:
+    written(tmp_path)
+    unit = tmp_path / "etc/systemd/system/dure-agent.service"
+    done = analyze("security", "--offline=true", "--threshold=35", str(unit))
+    assert done.returncode == 0, done.stdout[-200:]
+    found = re.search(r"exposure level for dure-agent.service: (\d+\.\d)", done.stdout)
+    assert found, done.stdout[-200:]
+    assert float(found[1]) <= EXPOSURE + 0.4  # other versions of systemd weigh more things
+    assert f"**{EXPOSURE}**" in Path("docs/installation.md").read_text()
+
+
+def test_only_the_home_is_writable_and_rows_are_read_only(tmp_path: Path) -> None:
+    unit = written(tmp_path, "--home", "/var/lib/mill", "--data", "/srv/rows", "--user", "mill")
+    for line in (
+        *("ReadWritePaths=/var/lib/mill", "StateDirectory=mill", "StateDirectoryMode=0700", "ProtectSystem=strict"),
+        *(
+            "BindReadOnlyPaths=/srv/rows",
+            "User=mill",
+            "NoNewPrivileges=yes",
+            "CapabilityBoundingSet=",
+            "PrivateTmp=yes",
+        ),
+        *("UMask=0077", "PrivateDevices=yes", "RestrictNamespaces=user mnt pid net ipc uts cgroup"),
+    ):
+        assert line in unit.splitlines()
+
+
+def test_a_home_below_home_is_shown_to_the_service(tmp_path: Path) -> None:
+    assert "BindPaths=/home/mill/agent" in written(tmp_path, "--home", "/home/mill/agent").splitlines()
+
+
+def test_no_setting_is_in_argv_and_the_settings_file_is_private(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        unit = written(tmp_path)
+    finally:
+        os.umask(old)
+    command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert command == f"ExecStart={Path(sys.prefix) / 'bin' / 'dure-agent'} run"
+    settings = tmp_path / "etc/dure/agent.env"
+    assert settings.stat().st_mode & 0o777 == 0o600
+    assert [line[1:-1] for line in settings.read_text().splitlines() if line.startswith("#DURE")] == variables()
+
+
+def test_installing_again_keeps_the_firms_settings_and_nobody_elses_unit_is_touched(tmp_path: Path) -> None:
+    written(tmp_path)
+    settings, unit = tmp_path / "etc/dure/agent.env", tmp_path / "etc/systemd/system/dure-agent.service"
+    settings.write_text("DURE_AGENT_PROXY=http://proxy:3128\n")
+    written(tmp_path, "--user", "mill")
+    assert settings.read_text() == "DURE_AGENT_PROXY=http://proxy:3128\n"
+    assert "User=mill" in unit.read_text()
+    unit.write_text("[Service]\nExecStart=/usr/bin/other\n")
+    for command in ("install", "uninstall"):
+        result = run(command, "--root", str(tmp_path))
+        assert result.exit_code == 1
+        assert "was not written by" in result.stderr
+    assert "other" in unit.read_text()
+
+
+def test_uninstalling_removes_the_service_and_keeps_the_settings(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert run("uninstall", "--root", str(tmp_path), "--dry-run").exit_code == 0
+    assert (tmp_path / "etc/systemd/system/dure-agent.service").exists()
+    assert run("uninstall", "--root", str(tmp_path)).exit_code == 0
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["etc/dure/agent.env"]
+    assert run("uninstall", "--root", str(tmp_path)).exit_code == 1
+
+
+def test_print_changes_nothing(tmp_path: Path) -> None:
+    result = run("install", "--print", "--root", str(tmp_path))
+    assert "ProtectSystem=strict" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [("--user", "root"), ("--home", "/"), ("--home", "/srv/a\nUser=root"), ("--user", "a b")]
+)
+def test_what_would_loosen_the_unit_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    result = run("install", "--root", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_windows_service_runs_as_its_own_account(tmp_path: Path) -> None:
+    assert run("install", "--platform", "windows", "--root", str(tmp_path), "--home", "/srv/mill & co").exit_code == 0
+    service = ElementTree.parse(tmp_path / "dure-agent.xml").getroot()
+    assert service.findtext("serviceaccount/username") == "NT SERVICE\\dure-agent"
+    assert service.findtext("arguments") == "run"
+    home = service.find("env")
+    assert home is not None
+    assert home.attrib == {"name": "DURE_AGENT_HOME", "value": "/srv/mill & co"}
+
+
+def test_every_setting_is_in_the_documentations_table() -> None:
+    text = Path("docs/installation.md").read_text()
+    rows = dict(re.findall(r"^\| `(DURE_\w+)` \| (.+?) \|", text, re.MULTILINE))
+    assert list(rows) == ["DURE_AGENT_HOME", *variables()]
+    in_file = {name: f"`{name.removeprefix('DURE_AGENT_').lower()}`" for name in rows}
+    assert {name for name in rows if rows[name] == in_file[name]} == {
+        f"DURE_AGENT_{name.upper()}" for name in AgentConfig.model_fields
+    }
+
+
+def test_the_service_manager_hears_that_the_agent_is_ready(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(5)
+        notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "n")})
+        assert manager.recv(100) == b"READY=1"
+    notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    notify("READY=1", {})
+
+
+def test_compiling_in_memory_is_why_the_unit_does_not_deny_it() -> None:
+    if sys.platform != "linux" or tuple(map(int, platform.release().split(".")[:2])) < (6, 3):
+        lacking("needs Linux 6.3, whose prctl denies memory that is written and executed")
+    deny = f"import ctypes; assert ctypes.CDLL(None).prctl({PR_SET_MDWE}, 1, 0, 0, 0) == 0; import numba"
+    done = subprocess.run([sys.executable, "-c", deny], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "cannot allocate executable memory" in done.stderr
+
+
+SANDBOX = "--unshare-all --ro-bind / / --proc /proc --dev /dev true"
+AS_THE_SERVICE = "setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all"
+
+
+@pytest.mark.parametrize(("covered", "starts"), [(False, True), (True, False)])
+def test_a_sandbox_starts_without_rights_but_not_under_a_covered_proc(covered: bool, starts: bool) -> None:
+    """Why the unit leaves namespaces open and does not protect kernel tunables: those cover /proc with mounts."""
+    if os.geteuid() != 0 or shutil.which("bwrap") is None or shutil.which("setpriv") is None:
+        lacking("needs root and bubblewrap: apt-get install bubblewrap util-linux")
+    cover = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&" if covered else ""
+    script = f"{cover} {AS_THE_SERVICE} bwrap {SANDBOX}"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode == 0) == starts, done.stderr
+    assert ("mount proc" in done.stderr) != starts
+
+
+def test_systemd_accepts_the_servers_unit() -> None:
+    done = analyze("verify", "deploy/systemd/dure-server.service")
+    assert (done.returncode, done.stderr.strip()) == (0, "")
