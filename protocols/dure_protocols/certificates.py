@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dure_protocols.errors import IdentityError
 from dure_protocols.identity import UNREADABLE, check_firm_name, fingerprint
+from dure_protocols.wire import digest
 
 ROOT_DAYS = 3650
 SERVER_DAYS = 397
@@ -226,6 +227,10 @@ class Authority:
         )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
+    def countersign(self, label: str, *parts: bytes) -> bytes:
+        """The root's signature (DER) on the digest of a label and parts. 32 bytes are never a certificate's body."""
+        return self._key.sign(digest(label, *parts), ec.ECDSA(hashes.SHA256()))
+
     def _end_entity(
         self,
         name: str,
@@ -247,6 +252,20 @@ class Authority:
 
     def __repr__(self) -> str:
         return f"Authority({self.consortium!r}, {self.fingerprint[:16]}…)"
+
+
+def verify_root_signature(root_der: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+    """Check what `Authority.countersign` made. The caller MUST know the root by its fingerprint.
+
+    Raises IdentityError.
+    """
+    try:
+        key = x509.load_der_x509_certificate(root_der).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise IdentityError("the root's key is of another kind; an elliptic-curve key was expected")
+        key.verify(signature, digest(label, *parts), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, *UNREADABLE) as error:
+        raise IdentityError(f"a signature on {label!r} is not the consortium root's") from error
 
 
 def check_issued(

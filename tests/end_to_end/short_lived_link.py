@@ -8,6 +8,7 @@ from pathlib import Path
 from dure_protocols.certificates import new_serial, read_certificate
 from dure_server.link.membership import StoreMembership
 from dure_server.link.process import Membership, link_settings, serve
+from dure_server.link.witness import Witness
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
 
@@ -25,7 +26,14 @@ def main(path: Path, life_seconds: float) -> None:
             at.certificates.add(read_certificate(pem), pem)
         return pem
 
-    asked = Membership(membership.admit, membership.admitted, renew, membership.presence, membership.refused)
+    asked = Membership(
+        membership.admit,
+        membership.admitted,
+        renew,
+        membership.presence,
+        membership.refused,
+        Witness(store, authority).deposit,
+    )
     asyncio.run(serve(link_settings(home), asked))
 
 

@@ -26,11 +26,12 @@ from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
-from dure_server.link.firms import FirmService, Presence, Refused, Renew
+from dure_server.link.firms import Deposit, FirmService, Presence, Refused, Renew
 from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
 from dure_server.link.metrics import LinkMetrics
+from dure_server.link.witness import Witness
 from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
@@ -95,6 +96,7 @@ class Membership:
     renew: Renew
     presence: Presence
     refused: Refused
+    deposit: Deposit
 
 
 async def serve(settings: LinkSettings, membership: Membership) -> None:
@@ -125,6 +127,7 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         renew=membership.renew,
         presence=membership.presence,
         refused=membership.refused,
+        deposit=membership.deposit,
         protocols=settings.protocols,
     )
     firms.add_generic_rpc_handlers((service.handlers(gate),))
@@ -233,8 +236,11 @@ def main(home: Path, *, as_json: bool = False) -> int:
     server = ServerHome(home)
     try:
         link = link_settings(server)
-        store = StoreMembership(Store.open(link.store_url), server.authority())
-        membership = Membership(store.admit, store.admitted, store.renew, store.presence, store.refused)
+        store, authority = Store.open(link.store_url), server.authority()
+        firms, witness = StoreMembership(store, authority), Witness(store, authority)
+        membership = Membership(
+            firms.admit, firms.admitted, firms.renew, firms.presence, firms.refused, witness.deposit
+        )
         asyncio.run(serve(link, membership))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
