@@ -263,7 +263,12 @@ def _header(line: bytes, expected_fingerprint: str, root_fingerprint: str) -> di
         check_firm_name(fields["firm"])
         bytes(Head(fields["number"], bytes.fromhex(fields["hash"])))
         counts = [fields[name] for name in ("number", "statements", "countersigned")]
-        is_written = all(type(count) is int for count in counts) and _json(fields) + b"\n" == line
+        # The signature cannot cover its own spelling.
+        is_written = (
+            signature.hex() == fields["signature"]
+            and all(type(count) is int for count in counts)
+            and _json(fields) + b"\n" == line
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DureError) as error:
         raise LedgerError(0, f"header: {type(error).__name__}: {str(error)[:80]}") from error
     if not is_written:
