@@ -188,8 +188,7 @@ class _Reading:
             raise LedgerError(place.number + 1, f"{why}; the header says that {made.head.number} records are here")
         if made.num_statements != num_statements:
             raise LedgerError(place.number, f"{made.num_statements} statements are here; {num_statements} were made")
-        if lost := [each.head.number for each in self._held if each.head.number > place.number]:
-            raise LedgerError(place.number + 1, f"others hold that this firm signed record {max(lost)}: it was cut off")
+        self._holds_to_statements(place, known)
         return known
 
     def _holds_to(self, place: Head) -> None:
@@ -199,6 +198,23 @@ class _Reading:
                 place.number,
                 f"hash: others hold another record {place.number}, signed by this firm: it was rewritten since",
             )
+
+    def _holds_to_statements(self, place: Head, known: set[bytes]) -> None:
+        """(6), at the end: a record that is right does not show that what was said before it is."""
+        for each in self._held:
+            number = each.head.number
+            if number > place.number:
+                raise LedgerError(
+                    place.number + 1,
+                    f"others hold that this firm signed record {number}: the end was cut off, or this export is older "
+                    "than what they hold",
+                )
+            if each.digest not in known:
+                raise LedgerError(
+                    number,
+                    f"others hold a statement of this firm on record {number} that is not among its statements here: "
+                    "what it had stated before was rewritten",
+                )
 
     def _countersigned(self, made: Export, root: bytes, number: int, own: set[bytes]) -> None:
         """(4)."""

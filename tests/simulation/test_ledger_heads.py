@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dure_client.heads import read_statements, read_witnesses, statements_file, witnesses_file
-from dure_client.ledger import Ledger, head_file
+from dure_client.ledger import Ledger, head_file, read_records
 from dure_client.ledger_export import countersigned_in, verify_own
 from dure_protocols.certificates import Authority
 from dure_protocols.errors import IdentityError
@@ -163,6 +163,27 @@ def test_a_firm_that_forges_its_statements_too_is_found_by_what_partners_keep(si
     kim.verify(export, held=countersigned_in(kim.export()))
 
 
+def test_a_firm_that_forges_what_it_stated_before_the_last_is_found_by_what_partners_keep(
+    site: Site, firms: Firms
+) -> None:
+    kim, lee = firms
+    rewritten(kim)
+    assert kim.state() == []  # a lie: it claims to go on from the statement on record 4
+    lee.record()
+    assert lee.state() == []  # lee keeps the lie alone, whose record is in the ledger
+    honest, lie = read_statements(kim.file)
+    record_4 = list(read_records(kim.file))[3]
+    assert record_4.hash != honest.head.hash
+    forged = Statement.make(Head(4, record_4.hash), NOTHING_BEFORE, kim.identity)
+    again = Statement.make(lie.head, forged.digest, kim.identity)
+    statements_file(kim.file).write_bytes(forged.to_line() + again.to_line())
+    witnesses_file(kim.file).unlink()
+    export = kim.export()
+    assert kim.verify(export).doubts == []  # alone it holds
+    with pytest.raises(LedgerError, match="what it had stated before was rewritten"):
+        kim.verify(export, held=countersigned_in(lee.export()))
+
+
 def test_a_firm_that_cuts_its_end_off_is_found_by_what_partners_keep(site: Site, firms: Firms) -> None:
     kim, lee = firms
     lee.record()
@@ -173,7 +194,7 @@ def test_a_firm_that_cuts_its_end_off_is_found_by_what_partners_keep(site: Site,
         verify_own(kim.file, "kim", kim.identity, site.root_der)
     for file in (head_file(kim.file), statements_file(kim.file), witnesses_file(kim.file)):
         file.unlink()
-    with pytest.raises(LedgerError, match="others hold that this firm signed record 4: it was cut off"):
+    with pytest.raises(LedgerError, match="others hold that this firm signed record 4: the end was cut off"):
         kim.verify(kim.export(), held=countersigned_in(witnesses_file(lee.file)))
 
 
