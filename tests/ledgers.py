@@ -31,11 +31,15 @@ class Site:
         self.now = START
         self.authority = Authority.create("Millers", START, key=ROOT_KEY, serial=1)
         self.root_der = certificate_der(self.authority.certificate_pem)
-        self.store = Store.create(f"sqlite:///{folder / 'store.sqlite'}", self.clock)
-        with self.store.transaction() as at:
-            at.consortium.create("Millers", self.authority.fingerprint)
-        for firm in firms:
-            self.add(firm)
+        url = f"sqlite:///{folder / 'store.sqlite'}"
+        if (folder / "store.sqlite").exists():  # a server that starts again
+            self.store = Store.open(url, self.clock)
+        else:
+            self.store = Store.create(url, self.clock)
+            with self.store.transaction() as at:
+                at.consortium.create("Millers", self.authority.fingerprint)
+            for firm in firms:
+                self.add(firm)
         self.witness = Witness(self.store, self.authority)
 
     def add(self, firm: str) -> None:

@@ -86,15 +86,19 @@ def page(made: Export, file_name: str) -> str:
 
 def _vouching(made: Export) -> Iterable[str]:
     end = f"record {made.head.number:,} with hash <code>{grouped(made.head.hash.hex())}</code>"
-    yield f"<p>The ledger ends with {end}. The firm stated {made.num_statements:,} times on the way where it ended.</p>"
+    yield (
+        f"<p>The ledger ends with {end}. On the way, the firm told the server {made.num_statements:,} times where it"
+        " ended.</p>"
+    )
     own = made.countersigned
     if own is None:
-        yield "<p>The server has not countersigned any of these statements yet.</p>"
+        yield "<p>The server has not countersigned any of it yet.</p>"
     else:
-        broken = f" It counts {own.num_breaks} breaks in the firm's statements." if own.num_breaks else ""
+        broken = f" It counts {own.num_breaks} breaks between what the firm told it." if own.num_breaks else ""
         yield (
-            f"<p>The server countersigned record {own.statement.head.number:,} on {_minute(own.time)} UTC: what stands"
-            f" up to there has not been changed since.{broken} The firms that work with this one hold the same.</p>"
+            f"<p>On {_minute(own.time)} UTC the server countersigned what the firm told it of record"
+            f" {own.statement.head.number:,}.{broken} It shows that to the firms that work with this one, and they keep"
+            " it: with their exports, this ledger can be held to it.</p>"
         )
     if made.others:
         yield "<p>Of others, this firm holds:</p>"

@@ -1,6 +1,10 @@
 """No side rewrites a firm's ledger unnoticed: not the firm, not the server, not both without the other firms."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +84,45 @@ def test_a_statement_whose_answer_was_lost_is_sent_again_and_is_no_break(site: S
     assert [each.head.number for each in read_statements(kim.file)] == [4, 6, 10]
     assert site.audited == []
     assert kim.verify(kim.export()).countersigned is not None
+
+
+STATING = """
+import sys
+from pathlib import Path
+from tests.ledgers import FirmLedger, Site
+kim = FirmLedger(Site(Path(sys.argv[1]), "kim"), "kim")
+while True:
+    kim.record(2)
+    assert kim.state() == []
+    print(kim.ledger.head.number, flush=True)
+"""
+
+
+def test_processes_killed_at_any_moment_make_no_break_and_lose_no_record(tmp_path: Path) -> None:
+    said = 0
+    for num_lines in (1, 4, 9):
+        process = subprocess.Popen(
+            [sys.executable, "-c", STATING, str(tmp_path / "site")],
+            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        )  # fmt: skip
+        assert process.stdout is not None
+        lines = [int(process.stdout.readline()) for _ in range(num_lines)]
+        process.send_signal(signal.SIGKILL)
+        lines += [int(line) for line in process.stdout.read().split()]
+        process.wait()
+        process.stdout.close()
+        assert lines[0] > said
+        said = lines[-1]
+    site = Site(tmp_path / "site", "kim")
+    kim = FirmLedger(site, "kim")
+    kim.record()
+    assert kim.state() == []
+    found = kim.verify(kim.export())
+    assert found.head.number > said
+    assert found.countersigned is not None
+    assert (found.countersigned.num_breaks, site.audited, found.doubts) == (0, [], [])
+    kim.close()
+    site.close()
 
 
 def test_a_statement_torn_by_a_crash_was_never_sent_and_is_made_anew(site: Site, firms: Firms) -> None:
