@@ -17,7 +17,8 @@ from pathlib import Path
 
 from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import ApprovalError, KnownJob, Verdict, decide, known_job
-from dure_client.ledger import export, read_records
+from dure_client.ledger import read_records
+from dure_client.ledger_export import export
 from dure_protocols.errors import DureError
 from dure_protocols.frames import Envelope, Place
 from dure_protocols.job import JobFile
@@ -149,7 +150,9 @@ def conclude(home: AgentHome, leave: Leave, receipt: bytes) -> LeaveReceipt:
 def erase_keys(home: AgentHome) -> None:
     """Erase the firm's keys and certificate, after the ledger was exported so that it can be checked without them."""
     with contextlib.suppress(HomeError):
-        export(home.ledger_file, home.ledger_file.with_name(LAST_EXPORT), home.config().firm, home.identity())
+        root_der = certificate_der(home.root_file.read_bytes())
+        target = home.ledger_file.with_name(LAST_EXPORT)
+        export(home.ledger_file, target, home.config().firm, home.identity(), root_der)
     for file in (
         home.tls_key_file,
         home.tls_certificate_file,

@@ -22,10 +22,9 @@ from typing import BinaryIO, Self
 
 from dure_protocols import ledger as chain
 from dure_protocols.errors import DureError, MessageError
-from dure_protocols.identity import Identity, fingerprint, grouped, same_fingerprint
+from dure_protocols.identity import Identity
 from dure_protocols.ledger import Entry, Head, LedgerError, LedgerRecord, RecordKind
 
-EXPORT_FORMAT = "dure-ledger-1"
 _HEAD_BYTES = 512  # fixed, so that one small write in place replaces the head whole
 
 Clock = Callable[[], datetime]
@@ -206,10 +205,10 @@ def read_records(path: Path) -> Iterator[LedgerRecord]:
     except FileNotFoundError:
         return
     with file:
-        yield from _decoded(_lines(file))
+        yield from _decoded(lines_of(file))
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, none of them longer than what no record is any more: a file may be one line and huge."""
     return iter(lambda: file.readline(chain.MAX_LINE_BYTES + 1), b"")
 
@@ -221,11 +220,12 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[LedgerRecord]:
                 position,
                 f"line {position} is torn: a crash or a cut ended the file in mid-line; "
                 "the agent repairs and records that at its next start",
+                line=position,
             )
         try:
             yield LedgerRecord.from_line(line)
         except MessageError as error:
-            raise LedgerError(position, f"line {position} was changed: {error}") from error
+            raise LedgerError(position, f"line {position} was changed: {error}", line=position) from error
 
 
 @dataclass(frozen=True)
@@ -241,56 +241,9 @@ def verify_file(path: Path, public_key: bytes) -> Verified:
 
     The caller MUST trust `public_key`: at the firm it comes from the identity's own key file.
     """
-    return _verified(read_records(path), public_key, read_head(path, public_key))
-
-
-def _verified(records: Iterable[LedgerRecord], public_key: bytes, noted: Head | None) -> Verified:
     totals = Totals()
-    head = chain.verify_chain(totals.passing(records), public_key, head=noted)
+    head = chain.verify_chain(totals.passing(read_records(path)), public_key, head=read_head(path, public_key))
     return Verified(head, totals.sent_bytes)
-
-
-def export(path: Path, target: Path, firm: str, identity: Identity) -> Head:
-    """Write a ledger as one file that others can check offline: a line that says whose, then the records.
-
-    Verifies while copying; raises LedgerError, and leaves no file, if the ledger does not hold.
-    """
-    verified = verify_file(path, identity.public_bytes)
-    signature = chain.sign_head(verified.head, identity)
-    header = {
-        "format": EXPORT_FORMAT,
-        "firm": firm,
-        "public_key": identity.public_bytes.hex(),
-        "head": json.loads(_head_json(verified.head, signature)),
-    }
-    lines = [json.dumps(header, separators=(",", ":")).encode() + b"\n"]
-    for record in read_records(path):
-        if record.number > verified.head.number:
-            break  # written since, by a running agent
-        lines.append(record.to_line())
-    target.write_bytes(b"".join(lines))
-    return verified.head
-
-
-def verify_export(path: Path, expected_fingerprint: str) -> Verified:
-    """Check an exported ledger of the firm with this fingerprint. Raises LedgerError."""
-    with path.open("rb") as file:
-        try:
-            header = json.loads(file.readline(chain.MAX_LINE_BYTES))
-            public_key = bytes.fromhex(header["public_key"])
-            head_fields = json.dumps(header["head"]).encode()
-            is_export = header["format"] == EXPORT_FORMAT
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LedgerError(0, f"{path} is no exported ledger: write one with `dure-agent ledger export`") from error
-        if not is_export:
-            raise LedgerError(0, f"{path} is of format {header['format']!r}; this program reads {EXPORT_FORMAT!r}")
-        if not same_fingerprint(fingerprint(public_key), expected_fingerprint):
-            raise LedgerError(
-                0,
-                f"{path} is signed by the key {grouped(fingerprint(public_key))}, which is not the expected "
-                f"{expected_fingerprint}: it is another firm's, or made up",
-            )
-        return _verified(_decoded(_lines(file)), public_key, _parse_head(head_fields, public_key))
 
 
 @dataclass

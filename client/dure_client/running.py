@@ -11,6 +11,7 @@ from dure_client.agent import Agent
 from dure_client.departure import PATIENCE_SECONDS, Departure
 from dure_client.enrolment.join import finish_renewal
 from dure_client.flower import FlowerApp, client_app
+from dure_client.heads import HeadKeeper
 from dure_client.health import Heartbeat
 from dure_client.home import AgentHome
 from dure_client.jobs.firm import Firm
@@ -85,6 +86,8 @@ def run_agent(
         upkeep = Upkeep(home, link, stop, os.environ, errand=lambda: run_errand(home, counted, os.environ))
         threading.Thread(target=upkeep.run, name="upkeep", daemon=True).start()
         threading.Thread(target=_close_idle, args=(firm, stop), name="idle trainers", daemon=True).start()
+        keeper = HeadKeeper(home, ledger, link, stop)
+        threading.Thread(target=keeper.run, name="ledger heads", daemon=True).start()
         stack.callback(stop.set)
         app = FlowerApp(client_app(firm.answer))
         node = node_id(config.consortium, config.firm)

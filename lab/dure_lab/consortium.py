@@ -138,11 +138,11 @@ class LocalConsortium:
                 lines = [f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines]
             write_file(home.policy_file, ("\n".join(lines) + "\n").encode())
 
-    def start_agent(self, firm: str, *, module: str = "") -> None:
-        """Start a firm's agent: `dure-agent run`, or another module for a benchmark."""
+    def start_agent(self, firm: str, *, module: str = "", prefix: Iterable[str] = ()) -> None:
+        """Start a firm's agent: `dure-agent run`, or another module; prefix: a command that it is an argument of."""
         program = ["-m", module] if module else ["-m", "dure_client.cli", "run"]
         arguments = [*program, "--home", str(self.agents[firm].path)]
-        self._start(firm, arguments, self.folder / "firms" / f"{firm}.log")
+        self._start(firm, arguments, self.folder / "firms" / f"{firm}.log", prefix)
 
     def start(self, name: str, arguments: Iterable[str]) -> None:
         """Start another Python program that belongs here, such as a host of many agents."""

@@ -227,6 +227,10 @@ class Authority:
         )
         return _pem(builder.sign(self._key, hashes.SHA256()))
 
+    def countersign(self, label: str, *parts: bytes) -> bytes:
+        """The root's signature (DER) on the digest of a label and parts. 32 bytes are never a certificate's body."""
+        return self._key.sign(digest(label, *parts), ec.ECDSA(hashes.SHA256()))
+
     def _end_entity(
         self,
         name: str,
@@ -246,23 +250,22 @@ class Authority:
             .add_extension(issuer, critical=False)
         )
 
-    def sign(self, label: str, *parts: bytes) -> bytes:
-        """Sign the digest of a label and parts as the consortium: ECDSA with SHA-256, DER."""
-        return self._key.sign(digest(label, *parts), ec.ECDSA(hashes.SHA256()))
-
     def __repr__(self) -> str:
         return f"Authority({self.consortium!r}, {self.fingerprint[:16]}…)"
 
 
-def verify_by_root(root_pem: bytes, signature: bytes, label: str, *parts: bytes) -> None:
-    """Check a signature made by `Authority.sign`. Raises IdentityError."""
-    key = _load_certificate(root_pem).public_key()
+def verify_root_signature(root_der: bytes, signature: bytes, label: str, *parts: bytes) -> None:
+    """Check what `Authority.countersign` made. The caller MUST know the root by its fingerprint.
+
+    Raises IdentityError.
+    """
     try:
+        key = x509.load_der_x509_certificate(root_der).public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise IdentityError("the consortium's root has a key of another kind; an EC key was expected")
+            raise IdentityError("the root's key is of another kind; an elliptic-curve key was expected")
         key.verify(signature, digest(label, *parts), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError) as error:
-        raise IdentityError(f"a signature on {label!r} is not the consortium's") from error
+    except (InvalidSignature, *UNREADABLE) as error:
+        raise IdentityError(f"a signature on {label!r} is not the consortium root's") from error
 
 
 def check_issued(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Self
 
-from dure_protocols.certificates import Authority, verify_by_root
+from dure_protocols.certificates import Authority, certificate_der, verify_root_signature
 from dure_protocols.errors import IdentityError, MessageError
 from dure_protocols.fields import U64, Fields, Hash, Signature, Text, blob, many, nested, pair
 from dure_protocols.identity import Identity, verify
@@ -121,14 +121,14 @@ class LeaveReceipt(_Frame):
     def make(cls, leave: Leave, at: int, parts: tuple[Part, ...], authority: Authority) -> "LeaveReceipt":
         """The receipt for a statement that was checked."""
         unsigned = cls(leave, at, parts, b"")
-        return cls(leave, at, parts, authority.sign(RECEIPT_LABEL, unsigned.encode()))
+        return cls(leave, at, parts, authority.countersign(RECEIPT_LABEL, unsigned.encode()))
 
     def check(self, leave: Leave, root_pem: bytes) -> None:
         """It is for this statement and signed by this root. Raises IdentityError."""
         if self.leave != leave:
             raise IdentityError("the receipt is for another statement than this firm's")
         unsigned = LeaveReceipt(self.leave, self.at, self.parts, b"")
-        verify_by_root(root_pem, self.signature, RECEIPT_LABEL, unsigned.encode())
+        verify_root_signature(certificate_der(root_pem), self.signature, RECEIPT_LABEL, unsigned.encode())
 
     @classmethod
     def decode(cls, data: bytes) -> "LeaveReceipt":

@@ -25,15 +25,19 @@ GENESIS_LABEL = "dure ledger genesis"
 HEAD_LABEL = "dure ledger head"
 DIGEST_BYTES = 32
 MAX_LINE_BYTES = 16_384
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
 class LedgerError(DureError):
-    """A ledger does not hold. `position` counts records from 1 and names the first that is bad (0: none of them is)."""
+    """A ledger does not hold. `position` counts records from 1 and names the first that is bad (0: none of them is).
 
-    def __init__(self, position: int, reason: str) -> None:
+    line: of the file that was read, from 1, where it was a file (0: none).
+    """
+
+    def __init__(self, position: int, reason: str, line: int = 0) -> None:
         super().__init__(reason)
         self.position = position
+        self.line = line
 
 
 class RecordKind(StrEnum):
@@ -56,6 +60,7 @@ class RecordKind(StrEnum):
     REFUSAL = "refusal"  # a phase and an error code
     BLOB = "blob"  # the bytes of a masked vector, from offset_bytes on
     BLOB_CONTROL = "blob-control"  # which blob, how large, from which offset
+    HEAD = "head"  # where this ledger ends, signed: a number and a hash (dure_protocols.heads)
     NOT_SENT = "not-sent"  # takes back the last size_bytes of an earlier record: the connection was cut before them
     REPAIR = "repair"  # a line torn by a crash was removed; sha256 is that of the removed bytes
 
@@ -122,13 +127,15 @@ class LedgerRecord:
         if len(line) > MAX_LINE_BYTES:
             raise MessageError(f"a line of {len(line)} bytes came where at most {MAX_LINE_BYTES} are allowed")
         try:
-            record = cls._from_fields(json.loads(line))
-            same = record.to_line() == line
+            fields = json.loads(line)
+            record = cls._from_fields(fields)
+            written, stated = record.to_line(), fields["hash"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DureError) as error:
-            raise MessageError("the line is no ledger record") from error
-        if not same:
-            # Also where the stated hash is not that of the stated fields.
-            raise MessageError("the line is not a ledger record as this program writes it: some of its bytes differ")
+            raise MessageError(f"the line is no ledger record ({type(error).__name__}: {str(error)[:80]})") from error
+        if written != line:
+            if stated != record.hash.hex():
+                raise MessageError("hash: it is not the hash of the record's other fields, so one of them was changed")
+            raise MessageError(f"byte {first_difference(written, line)} is not as this program writes it")
         return record
 
     @classmethod
@@ -166,6 +173,12 @@ class Head:
         return bytes(Writer().u64(self.number).fixed(self.hash, DIGEST_BYTES))
 
 
+def first_difference(written: bytes, found: bytes) -> int:
+    """The place, from 1, of the first byte in which two lines differ."""
+    pairs = zip(written, found, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs, 1) if one != other), min(len(written), len(found)) + 1)
+
+
 def genesis(public_key: bytes) -> bytes:
     """What the first record of a firm's ledger points to: bound to its key, so a ledger is one firm's."""
     return digest(GENESIS_LABEL, public_key)
@@ -184,7 +197,7 @@ def append(entry: Entry, *, number: int, time: str, previous: bytes, identity: I
 
     Raises MessageError for a time or text that no reader would take.
     """
-    if not _TIME.fullmatch(time):
+    if not TIME.fullmatch(time):
         raise MessageError(f"a ledger time must read like 2026-01-31T09:30:00.000000Z, {time!r} came")
     if max(len(entry.job.encode()), len(entry.message_id.encode())) > MAX_TEXT_BYTES:
         raise MessageError(f"a ledger text may have {MAX_TEXT_BYTES} bytes")
@@ -217,8 +230,7 @@ def verify_chain(records: Iterable[LedgerRecord], public_key: bytes, *, head: He
     place = Head(0, genesis(public_key))
     reached = head is None or head.number == 0
     for position, record in enumerate(records, start=1):
-        _check_record(position, record, place, public_key)
-        place = Head(record.number, record.hash)
+        place = follow(record, place, public_key)
         if head is not None and head.number == record.number:  # (5)
             if head.hash != place.hash:
                 raise LedgerError(position, f"record {position} is not the one that the noted head names")
@@ -231,7 +243,9 @@ def verify_chain(records: Iterable[LedgerRecord], public_key: bytes, *, head: He
     return place
 
 
-def _check_record(position: int, record: LedgerRecord, place: Head, public_key: bytes) -> None:
+def follow(record: LedgerRecord, place: Head, public_key: bytes) -> Head:
+    """Check the record behind `place`, (1) to (4) of `verify_chain`; the place it makes. Raises LedgerError."""
+    position = place.number + 1
     if record.number != place.number + 1:  # (1)
         raise LedgerError(
             position,
@@ -239,10 +253,11 @@ def _check_record(position: int, record: LedgerRecord, place: Head, public_key: 
             " records were deleted, doubled or moved",
         )
     if record.previous != place.hash:  # (2)
-        raise LedgerError(position, f"record {position} does not follow from the record before it")
-    if not _TIME.fullmatch(record.time):  # (3)
-        raise LedgerError(position, f"record {position} has no valid time")
+        raise LedgerError(position, f"previous: record {position} does not follow from the record before it")
+    if not TIME.fullmatch(record.time):  # (3)
+        raise LedgerError(position, f"time: record {position} has no valid time")
     verify_record(record, public_key)  # (4)
+    return Head(record.number, record.hash)
 
 
 def verify_record(record: LedgerRecord, public_key: bytes) -> None:
@@ -250,7 +265,9 @@ def verify_record(record: LedgerRecord, public_key: bytes) -> None:
     try:
         verify(public_key, record.signature, RECORD_LABEL, record.hash)
     except IdentityError as error:
-        raise LedgerError(record.number, f"record {record.number} is not signed by this firm's identity") from error
+        raise LedgerError(
+            record.number, f"signature: record {record.number} is not signed by this firm's identity"
+        ) from error
 
 
 def sent_bytes(records: Iterable[LedgerRecord]) -> int:

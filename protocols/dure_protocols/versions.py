@@ -25,6 +25,9 @@ class ProtocolRange(NamedTuple):
 FIRST: Final = ProtocolRange(1, 1)
 """What agents spoke before there was a choice: they name no range."""
 
+HEADS_FROM: Final = 3
+"""The first protocol in which agents deposit where their ledgers end (`dure_protocols.heads`)."""
+
 SPOKEN: Final = ProtocolRange(1, 3)
 """What this version speaks. A minor version raises the highest by one at most, and the lowest never passes the highest
 of the minor version before: neighbours understand each other."""

@@ -20,11 +20,13 @@ from dure_client.ledger import Ledger
 from dure_client.policy import Policy
 from dure_models.contract import DataContract
 from dure_models.digest import model_digest
+from dure_protocols.certificates import Authority, new_serial, new_tls_key
 from dure_protocols.identity import Identity, grouped
 from dure_protocols.job import CodecTerms, JobFile, ModelTerms
 from dure_protocols.ledger import Entry, RecordKind
 
 OWN, LEE, PARK = (Identity.from_seed(bytes([n]) * 32) for n in (1, 2, 3))
+ROOT = Authority.create("Test", datetime.now(UTC), key=new_tls_key(), serial=new_serial())
 CONTRACT = DataContract.from_toml(
     """
     name = "pumps"
@@ -51,6 +53,7 @@ def home(tmp_path: Path) -> AgentHome:
             root_fingerprint="00" * 32,
         )
     )  # fmt: skip
+    home.root_file.write_bytes(ROOT.certificate_pem)
     save(home, job_of())
     return home
 

@@ -14,11 +14,9 @@ import pytest
 
 from dure_client.ledger import (
     Ledger,
-    export,
     head_file,
     read_records,
     totals,
-    verify_export,
     verify_file,
 )
 from dure_protocols.identity import Identity
@@ -219,28 +217,3 @@ def test_totals_by_kind_job_and_round(path: Path) -> None:
     assert found.bytes_by_kind[RecordKind.JOIN] == 62
     assert found.bytes_by_job == {"job-1": 62, "job-2": 600}
     assert found.bytes_by_round["job-1", 3] == 8
-
-
-def test_an_export_is_checked_by_whoever_knows_the_fingerprint(path: Path, tmp_path: Path) -> None:
-    target = tmp_path / "export.jsonl"
-    export(path, target, "kim-steel", OWN)
-    assert verify_export(target, OWN.fingerprint).sent_bytes == 62
-    with pytest.raises(LedgerError, match="another firm's"):
-        verify_export(target, OTHER.fingerprint)
-    lines = target.read_bytes().splitlines(keepends=True)
-    for changed, reason in (
-        ([lines[0], *lines[2:]], "deleted"),
-        (lines[:-1], "cut off"),
-        (lines[1:], "no exported ledger"),
-        ([], "no exported ledger"),
-    ):
-        target.write_bytes(b"".join(changed))
-        with pytest.raises(LedgerError, match=reason):
-            verify_export(target, OWN.fingerprint)
-
-
-def test_a_ledger_that_does_not_hold_is_not_exported(path: Path, tmp_path: Path) -> None:
-    _lines(lambda x: x[1:])(path)
-    with pytest.raises(LedgerError):
-        export(path, tmp_path / "export.jsonl", "kim-steel", OWN)
-    assert not (tmp_path / "export.jsonl").exists()

@@ -77,11 +77,13 @@ class Mills:
 
     consortium: LocalConsortium
     enrolment: Recorder
+    prefix: tuple[str, ...] = ()
+    """A command that everything of the watched firm is an argument of."""
     link: Recorder = field(init=False)
 
     def __post_init__(self) -> None:
-        home = self.home
-        self.link = Recorder(self.consortium.home, self.consortium.settings.link_port, home.keys)
+        consortium, keys = self.consortium, self.home.keys
+        self.link = Recorder(consortium.home, consortium.settings.link_port, keys, consortium.host)
 
     @property
     def home(self) -> AgentHome:
@@ -93,13 +95,13 @@ class Mills:
 
     def agent_command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `dure-agent` of the watched firm."""
-        command = [sys.executable, "-m", "dure_client.cli", *arguments, "--home", str(self.home.path)]
+        command = [*self.prefix, sys.executable, "-m", "dure_client.cli", *arguments, "--home", str(self.home.path)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def join_over_the_recorder(self) -> None:
         """Join as a firm does, but with an invitation that names the recorder's port; then ask for the status."""
         consortium = self.consortium
-        operator = Operator(consortium.store, f"https://{HOST}:{self.enrolment.port}", ACTOR)
+        operator = Operator(consortium.store, f"https://{consortium.host}:{self.enrolment.port}", ACTOR)
         invitation = operator.invite(WATCHED)
         file = consortium.folder / "invitation.txt"
         file.write_text(invitation.to_text())
@@ -123,11 +125,12 @@ class Mills:
 
 
 @contextmanager
-def recorded_mills() -> Iterator[Mills]:
-    """Server and three enrolled firms, agents not started yet."""
+def recorded_mills(host: str = HOST, prefix: tuple[str, ...] = ()) -> Iterator[Mills]:
+    """Server and three enrolled firms, agents not started yet. prefix: see `Mills`."""
     with ExitStack() as stack:
-        consortium = stack.enter_context(tiny.founded())
-        mills = Mills(consortium, Recorder(consortium.home, consortium.settings.enrolment_port))
+        consortium = stack.enter_context(tiny.founded(host))
+        enrolment = Recorder(consortium.home, consortium.settings.enrolment_port, host=host)
+        mills = Mills(consortium, enrolment, prefix)
         stack.callback(mills.enrolment.close)
         stack.callback(mills.link.close)
         mills.join_over_the_recorder()

@@ -27,6 +27,7 @@ class Connection:
 
     sent: list[tuple[float, bytes]] = field(default_factory=list)
     raw_bytes: int = 0
+    source_port: int = 0
     caller: str | None = None
     protocol: str | None = None
     refused: str = ""
@@ -49,14 +50,14 @@ class Recorder:
     """Listens on `port` for one of a server's ports. With `keys`, a firm's folder, it asks for and shows a client
     certificate."""
 
-    def __init__(self, server: ServerHome, target_port: int, keys: Path | None = None) -> None:
-        self._server, self._target_port, self._keys = server, target_port, keys
+    def __init__(self, server: ServerHome, target_port: int, keys: Path | None = None, host: str = HOST) -> None:
+        self._server, self._target, self._keys = server, (host, target_port), keys
         self.connections: list[Connection] = []
         self._open: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        listening = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, HOST, 0), self._loop)
+        listening = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, 0), self._loop)
         self._listener = listening.result(10)
         self.port = int(self._listener.sockets[0].getsockname()[1])
 
@@ -76,10 +77,10 @@ class Recorder:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
-        connection = Connection()
+        connection = Connection(source_port=writer.get_extra_info("peername")[1])
         self.connections.append(connection)
         try:
-            await _Relay(connection, reader, writer, self._as_server()).run(self._target_port, self._as_client())
+            await _Relay(connection, reader, writer, self._as_server()).run(self._target, self._as_client())
         except (ssl.SSLError, OSError, EOFError) as error:
             connection.refused = str(error)
         except asyncio.CancelledError:
@@ -121,9 +122,9 @@ class _Relay:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
-    async def run(self, target_port: int, context: ssl.SSLContext) -> None:
+    async def run(self, target: tuple[str, int], context: ssl.SSLContext) -> None:
         await self._handshake()
-        up_reader, up_writer = await asyncio.open_connection(HOST, target_port, ssl=context)
+        up_reader, up_writer = await asyncio.open_connection(*target, ssl=context)
         both = [asyncio.create_task(self._up(up_writer)), asyncio.create_task(self._down(up_reader))]
         try:
             done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -9,6 +9,7 @@ from pathlib import Path
 from dure_protocols.certificates import new_serial, read_certificate
 from dure_server.link.membership import StoreMembership
 from dure_server.link.process import link_settings, serve, store_membership
+from dure_server.link.witness import Witness
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
 
@@ -26,7 +27,7 @@ def main(path: Path, life_seconds: float) -> None:
             at.certificates.add(read_certificate(pem), pem)
         return pem
 
-    asked = replace(store_membership(membership), renew=renew)
+    asked = replace(store_membership(membership, Witness(store, authority)), renew=renew)
     asyncio.run(serve(link_settings(home), asked))
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dure_client.link.errors import VersionRefusedError
+from dure_client.link.errors import LinkRefusedError, VersionRefusedError
+from dure_protocols.certificates import certificate_der
 from dure_protocols.frames import Envelope
-from dure_protocols.versions import ProtocolRange
+from dure_protocols.heads import NOTHING_BEFORE, Statement, Witnessed
+from dure_protocols.ledger import Head, RecordKind
+from dure_protocols.versions import SPOKEN, ProtocolRange
 from tests.end_to_end.link_site import LinkSite, blob, eventually
+from tests.server.samples import identity
 
 MINOR = ".".join(version("dure").split(".")[:2])
 OLD_SUBSCRIPTION = b"\x01" + b"\0\0\0\x05" + b"0.1.0"
@@ -86,7 +90,7 @@ def test_an_agent_of_the_previous_minor_version_takes_part(site: LinkSite, firm:
 @pytest.mark.parametrize(
     ("range_bytes", "says"),
     [
-        pytest.param("00000003 00000004", "protocols 3 to 4 and the server", id="only later protocols"),
+        pytest.param("00000004 00000005", "protocols 4 to 5 and the server", id="only later protocols"),
         pytest.param("0000ffff 0000ffff", "speaks protocol 65535", id="only one far away"),
     ],
 )
@@ -133,7 +137,35 @@ def test_an_agent_that_speaks_more_than_the_link_gets_what_both_speak(site: Link
     message = site.message(firm)
     site.push(firm, message)
     assert next(client.messages()) == message
-    assert welcomes == [2]
+    assert welcomes == [SPOKEN.highest]
+
+
+@pytest.mark.parametrize(("highest", "takes"), [(2, False), (3, True)])
+def test_an_agent_of_the_protocol_before_takes_part_and_states_no_heads(
+    site: LinkSite, firm: str, highest: int, takes: bool
+) -> None:
+    client = site.client(firm, protocols=ProtocolRange(1, highest))
+    assert not client.takes_heads  # nothing is known of the server yet
+    message = site.message(firm)
+    site.push(firm, message)
+    assert next(client.messages()) == message
+    assert client.takes_heads is takes
+    client.reply(message.reply(b"well", created_at=1e9), RecordKind.JOIN, 10)
+    assert site.replies(message)[0].body == b"well"
+
+
+def test_a_statement_is_countersigned_over_the_link_and_one_by_another_key_is_not(site: LinkSite, firm: str) -> None:
+    own, other = identity(firm), identity("somebody")
+    with site.store.transaction() as at:
+        at.firms.get(firm).identity_key = own.public_bytes
+    client = site.client(firm)
+    statement = Statement.make(Head(7, bytes(32)), NOTHING_BEFORE, own)
+    answer = Witnessed.decode(client.deposit(statement.encode()))
+    answer.own.verify(certificate_der(site.authority.certificate_pem))
+    assert (answer.own.firm, answer.own.statement, answer.own.num_breaks) == (firm, statement, 0)
+    assert (answer.replaced, answer.others) == (None, ())
+    with pytest.raises(LinkRefusedError, match="did not sign this statement"):
+        client.deposit(Statement.make(Head(8, bytes(32)), statement.digest, other).encode())
 
 
 def test_the_bytes_of_an_old_reply_are_what_todays_decoder_reads(tmp_path: Path) -> None:

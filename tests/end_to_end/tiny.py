@@ -30,11 +30,11 @@ PATIENCE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def founded() -> Iterator[LocalConsortium]:
+def founded(host: str = "127.0.0.1") -> Iterator[LocalConsortium]:
     """A running server without firms. Its folder has a short path, for the sockets, and is removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="dure-"))
     try:
-        with LocalConsortium(folder, "Tiny mills") as made:
+        with LocalConsortium(folder, "Tiny mills", host) as made:
             made.start_server()
             (folder / "contract.toml").write_text(milling.task().contract.to_toml())
             yield made

@@ -30,6 +30,7 @@ from dure_protocols import messages
 from dure_protocols.enrolment import JoinRequest
 from dure_protocols.errors import RefusalCode
 from dure_protocols.frames import Announce, Envelope, Fetch, Place, Subscribe
+from dure_protocols.heads import Statement
 from dure_protocols.ledger import LedgerRecord, RecordKind
 from tests.end_to_end.recorder import Connection
 
@@ -39,12 +40,12 @@ GRPC_PREFIX_BYTES = 5
 VERSION = version("dure")
 CONTROL_FRAMES = (SettingsFrame, WindowUpdateFrame, PingFrame, RstStreamFrame, GoAwayFrame)
 
-METHODS = {f"/dure.link.Firm/{name}" for name in ("Subscribe", "Reply", "Upload", "Download", "Renew")}
+METHODS = {f"/dure.link.Firm/{name}" for name in ("Subscribe", "Reply", "Upload", "Download", "Renew", "Witness")}
 HEADERS = {
     ":method": r"POST",
     ":scheme": r"https",
     ":path": "|".join(METHODS),
-    ":authority": r"127\.0\.0\.1:\d+",
+    ":authority": r"(127\.0\.0\.1|198\.18\.77\.1):\d+",
     "te": r"trailers",
     "content-type": r"application/grpc",
     "user-agent": r"grpc-python/[\d.]+ grpc-c/[\d.]+ \(\w+; chttp2\)",
@@ -62,7 +63,7 @@ HTTPS_REQUESTS = {
 """Every request of joining, and whether it has a body."""
 
 HTTPS_HEADERS = {
-    "host": r"127\.0\.0\.1:\d+",
+    "host": r"(127\.0\.0\.1|198\.18\.77\.1):\d+",
     "accept": r"application/json",
     "user-agent": rf"dure-agent/{re.escape(VERSION)}",
     "content-type": r"application/json",
@@ -322,7 +323,18 @@ def _of_renewal(arrived: float, content: bytes) -> Departure:
     return Departure(RecordKind.RENEWAL, content, arrived)
 
 
-_OF_METHOD = {"Reply": _of_reply, "Subscribe": _of_subscription, "Download": _of_fetch, "Renew": _of_renewal}
+def _of_statement(arrived: float, content: bytes) -> Departure:
+    _allow(Statement.decode(content).encode() == content, "a statement on the ledger has other bytes")
+    return Departure(RecordKind.HEAD, content, arrived)
+
+
+_OF_METHOD = {
+    "Reply": _of_reply,
+    "Subscribe": _of_subscription,
+    "Download": _of_fetch,
+    "Renew": _of_renewal,
+    "Witness": _of_statement,
+}
 
 
 def _text(value: str | bytes) -> str:

@@ -11,7 +11,10 @@ from rich.table import Table
 
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome
-from dure_client.ledger import Totals, export, read_records, verify_export, verify_file
+from dure_client.ledger import Totals, read_records
+from dure_client.ledger_export import Export, countersigned_in, export, verify_export, verify_own
+from dure_client.ledger_page import page
+from dure_protocols.certificates import certificate_der
 from dure_protocols.identity import grouped
 from dure_protocols.ledger import LedgerRecord, RecordKind
 
@@ -74,35 +77,77 @@ def verify(
     fingerprint: Annotated[
         str, typer.Option("--fingerprint", help="Of the firm whose export it is, as you know it from that firm.")
     ] = "",
+    root_fingerprint: Annotated[
+        str, typer.Option("--root-fingerprint", help="Of the consortium, as its agreement gives it.")
+    ] = "",
+    witness: Annotated[
+        list[Path] | None,
+        typer.Option("--witness", help="Another firm's export: what it keeps of this one must be in the ledger."),
+    ] = None,
 ) -> None:
-    """Check the whole chain: every record, its place, its signature, and the end that was noted."""
+    """Check the whole chain: every record, its place, its signature, and what others were told of it.
+
+    An export is checked with nothing but the fingerprints: no home, no network.
+    """
     if file is None:
         agent_home = AgentHome(home)
-        verified = verify_file(agent_home.ledger_file, agent_home.identity().public_bytes)
+        found = verify_own(agent_home.ledger_file, agent_home.config().firm, agent_home.identity(), _root(agent_home))
         whose = "This firm's ledger"
     else:
         if not fingerprint:
             raise typer.BadParameter(
                 "give --fingerprint of the firm that exported it: without it, anybody's would pass"
             )
-        verified = verify_export(file, fingerprint)
-        whose = str(file)
+        held = [each for path in witness or () for each in countersigned_in(path)]
+        found, whose = verify_export(file, fingerprint, root_fingerprint, held), str(file)
+    _tell(found, whose, has_root=file is None or bool(root_fingerprint))
+    if any(doubt.startswith(f"{found.firm}:") for doubt in found.doubts):
+        raise typer.Exit(1)
+
+
+def _tell(found: Export, whose: str, *, has_root: bool) -> None:
     out = _out()
-    out.print(
-        f"[green]✓[/] {escape(whose)} holds: {verified.head.number:,} records, {verified.sent_bytes:,} bytes left."
-    )
-    out.print(f"Its end, to note down and compare later: {verified.head.number} · {grouped(verified.head.hash.hex())}")
+    head, totals = found.head, found.totals
+    out.print(f"[green]✓[/] {escape(whose)} holds: {head.number:,} records, {totals.sent_bytes:,} bytes left.")
+    out.print(f"Its end, to note down and compare later: {head.number} · {grouped(head.hash.hex())}")
+    own = found.countersigned
+    if own is None:
+        out.print("The server has countersigned none of it yet.")
+    elif has_root:
+        out.print(f"The server countersigned it up to record {own.statement.head.number:,} on {own.time}.")
+    else:
+        out.print(
+            f"[yellow]![/] Record {own.statement.head.number:,} is countersigned by the root "
+            f"{grouped(found.root_fingerprint)}; give --root-fingerprint to check that this is the consortium's."
+        )
+    for other in found.others:
+        out.print(f"It keeps of {other.firm}: record {other.statement.head.number:,}, countersigned on {other.time}.")
+    for doubt in found.doubts:
+        out.print(f"[red]✗[/] {escape(doubt)}")
 
 
 @app.command("export")
 def export_to(
-    file: Annotated[Path, typer.Argument(help="Where to write it.")],
+    file: Annotated[Path, typer.Argument(help="Where to write it; a page for people comes beside it, as .html.")],
     home: HomeOption,
 ) -> None:
-    """Write the ledger as one file that anybody who knows this firm's fingerprint can check offline."""
+    """Write the ledger as one file that anybody who knows the fingerprints can check offline, and a page about it."""
     agent_home = AgentHome(home)
-    head = export(agent_home.ledger_file, file, agent_home.config().firm, agent_home.identity())
-    own = grouped(agent_home.identity().fingerprint)
+    made = export(agent_home.ledger_file, file, agent_home.config().firm, agent_home.identity(), _root(agent_home))
+    page_file = file.with_suffix(".html")
+    page_file.write_text(page(made, file.name), encoding="utf-8")
     out = _out()
-    out.print(f"[green]✓[/] {head.number:,} records are in {escape(str(file))}. To check it elsewhere:")
-    out.print(f'  dure-agent ledger verify {escape(str(file))} --fingerprint "{own}"')
+    out.print(
+        f"[green]✓[/] {made.head.number:,} records are in {escape(str(file))}; {escape(str(page_file))} sums them up. "
+        "To check it elsewhere:"
+    )
+    command = (
+        f'  dure-agent ledger verify {escape(str(file))} --fingerprint "{grouped(agent_home.identity().fingerprint)}"'
+    )
+    if made.root_fingerprint:
+        command += f' --root-fingerprint "{grouped(made.root_fingerprint)}"'
+    out.print(command)
+
+
+def _root(home: AgentHome) -> bytes:
+    return certificate_der(home.root_file.read_bytes())

@@ -49,7 +49,7 @@ from dure_protocols.frames import (
     Welcome,
 )
 from dure_protocols.ledger import Entry, RecordKind
-from dure_protocols.versions import SPOKEN, ProtocolRange
+from dure_protocols.versions import HEADS_FROM, SPOKEN, ProtocolRange
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ class LinkClient:
         self._closed = threading.Event()
         self._hurry = threading.Event()  # ends a pause
         self._last_reason = ""
+        self._protocol = 1  # until a welcome says otherwise
         self._channel = open_channel(self._route, self._folder)
 
     def close(self) -> None:
@@ -231,6 +232,23 @@ class LinkClient:
 
         return self._insist(tell, patience_seconds)
 
+    @property
+    def takes_heads(self) -> bool:
+        """Whether the link is there and speaks a protocol in which ledgers' heads are deposited."""
+        return self._protocol >= HEADS_FROM
+
+    def deposit(self, statement: bytes, patience_seconds: float = 10.0) -> bytes:
+        """Say where this firm's ledger ends (`heads.Statement`); the link's answer (`heads.Witnessed`).
+
+        Raises LinkRefusedError, NotAdmittedError or LinkTimeoutError.
+        """
+
+        def ask() -> bytes:
+            self._record(RecordKind.HEAD, statement)
+            return self._ask("Witness", statement)
+
+        return self._insist(ask, patience_seconds)
+
     def _watched(self, call: Any, asked_at: float | None) -> Iterator[bytes]:
         """A subscription's messages, once the link has let this firm in: its welcome says so.
 
@@ -333,6 +351,7 @@ class LinkClient:
         welcome = Welcome.decode(data)
         ahead = self.clock.hear(welcome.server_time, asked_at)
         self._last_reason = ""
+        self._protocol = welcome.protocol
         logger.info("connected to %s: Dure %s, protocol %d", self._route, welcome.server_version, welcome.protocol)
         if sentence := clock_sentence(ahead):
             logger.warning("%s", sentence)

@@ -7,6 +7,7 @@ Upload     both ways     Announce up, Stored down, the rest of the blob up, Stor
 Download   stream down   a blob that a message to this firm released, from an offset on
 Renew      unary         a new certificate for a signing request
 Leave      unary         the receipt for a signed statement that the firm leaves a job or the consortium
+Witness    unary         where the firm's ledger ends, signed; the server's countersignature, and the same of partners
 """
 
 import asyncio
@@ -42,6 +43,8 @@ Presence = Callable[[str, bool, str], None]
 """(firm, is connected, agent version): told when an agent comes or goes. Called from the same thread."""
 Refused = Callable[[str, str, str], None]
 """(firm, agent version, why): told when an agent is refused for its version. Called from the same thread."""
+Deposit = Callable[[str, bytes], bytes]
+"""(firm, its statement) -> the answer; raises IdentityError. Called from the same thread."""
 
 
 class FirmService:
@@ -58,6 +61,7 @@ class FirmService:
         admit_leaver: Admit,
         presence: Presence,
         refused: Refused,
+        deposit: Deposit,
         protocols: ProtocolRange = SPOKEN,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -68,6 +72,7 @@ class FirmService:
         self._renew, self._leave, self._admit_leaver = renew, leave, admit_leaver
         self._presence = presence
         self._refused = refused
+        self._deposit = deposit
         self._protocols = protocols
         self._clock = clock
         self._version = version("dure")
@@ -84,6 +89,7 @@ class FirmService:
                 "Download": grpc.unary_stream_rpc_method_handler(gate.stream(self.download)),
                 "Renew": grpc.unary_unary_rpc_method_handler(gate.unary(self.renew)),
                 "Leave": grpc.unary_unary_rpc_method_handler(gate.unary(self.leave, self._admit_leaver)),
+                "Witness": grpc.unary_unary_rpc_method_handler(gate.unary(self.witness)),
             },
         )
 
@@ -166,10 +172,16 @@ class FirmService:
 
     async def renew(self, caller: Caller, request: bytes) -> bytes:
         """A new certificate for the caller's own name, whatever the request says."""
-        csr = _limited(request, MAX_CSR_BYTES)
+        return await self._decided(self._renew, caller, _limited(request, MAX_CSR_BYTES))
+
+    async def witness(self, caller: Caller, request: bytes) -> bytes:
+        """Countersign where the caller's ledger ends; the answer says what is held of it and of its partners."""
+        return await self._decided(self._deposit, caller, _limited(request, MAX_REQUEST_BYTES))
+
+    async def _decided(self, decide: Callable[[str, bytes], bytes], caller: Caller, request: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, self._renew, caller.firm, csr)
+            return await loop.run_in_executor(self._thread, decide, caller.firm, request)
         except IdentityError as error:
             raise LinkRefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
 

@@ -26,11 +26,12 @@ from dure_server.link.desk import DeskService
 from dure_server.link.desk_frames import PUSH_BYTES
 from dure_server.link.errors import LinkStartError
 from dure_server.link.exchange import Exchange
-from dure_server.link.firms import FirmService, Leave, Presence, Refused, Renew
+from dure_server.link.firms import Deposit, FirmService, Leave, Presence, Refused, Renew
 from dure_server.link.gate import Admit, Admitted, Gate
 from dure_server.link.journal import Journal, Upload, open_engine
 from dure_server.link.membership import StoreMembership
 from dure_server.link.metrics import LinkMetrics
+from dure_server.link.witness import Witness
 from dure_server.logs import log_to_stderr
 from dure_server.settings import ServerHome
 from dure_server.store.database import Store
@@ -97,6 +98,7 @@ class Membership:
     admit_leaver: Admit
     presence: Presence
     refused: Refused
+    deposit: Deposit
 
 
 async def serve(settings: LinkSettings, membership: Membership) -> None:
@@ -129,6 +131,7 @@ async def _serve(settings: LinkSettings, membership: Membership, journal: Journa
         admit_leaver=membership.admit_leaver,
         presence=membership.presence,
         refused=membership.refused,
+        deposit=membership.deposit,
         protocols=settings.protocols,
     )
     firms.add_generic_rpc_handlers((service.handlers(gate),))
@@ -231,7 +234,7 @@ def link_settings(server: ServerHome) -> LinkSettings:
     )
 
 
-def store_membership(store: StoreMembership) -> Membership:
+def store_membership(store: StoreMembership, witness: Witness) -> Membership:
     """What the link asks, answered by a store."""
     return Membership(
         admit=store.admit,
@@ -241,6 +244,7 @@ def store_membership(store: StoreMembership) -> Membership:
         admit_leaver=store.admit_leaver,
         presence=store.presence,
         refused=store.refused,
+        deposit=witness.deposit,
     )
 
 
@@ -250,8 +254,9 @@ def main(home: Path, *, as_json: bool = False) -> int:
     server = ServerHome(home)
     try:
         link = link_settings(server)
-        store = StoreMembership(Store.open(link.store_url), server.authority())
-        asyncio.run(serve(link, store_membership(store)))
+        store, authority = Store.open(link.store_url), server.authority()
+        membership = store_membership(StoreMembership(store, authority), Witness(store, authority))
+        asyncio.run(serve(link, membership))
     except DureError as error:
         print(f"dure-server link: {error}", file=sys.stderr, flush=True)
         return 1

@@ -21,6 +21,7 @@ from dure_server.store.consortium import Consortia
 from dure_server.store.departures import Departures
 from dure_server.store.errors import SchemaError, StoreError
 from dure_server.store.firms import Firms
+from dure_server.store.heads import LedgerHeads
 from dure_server.store.invitations import Invitations
 from dure_server.store.jobs import Jobs
 from dure_server.store.lease import lease
@@ -30,7 +31,7 @@ from dure_server.store.signoffs import Signoffs
 from dure_server.store.timeline import Timeline
 
 BUSY_TIMEOUT_SECONDS = 10
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"
 """The newest migration; a test holds it against them."""
 _WRITES = "dure_writes"
 
@@ -100,6 +101,11 @@ class Transaction:
     def timeline(self) -> Timeline:
         """What happened in each job."""
         return Timeline(self.session, self.now)
+
+    @cached_property
+    def ledger_heads(self) -> LedgerHeads:
+        """Where each firm's ledger ends, countersigned."""
+        return LedgerHeads(self.session, self.now)
 
     @cached_property
     def audit(self) -> Audit:

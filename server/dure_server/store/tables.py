@@ -329,6 +329,16 @@ class EventCount(Base):
     number: Mapped[int] = mapped_column(BigInteger)
 
 
+class LedgerHead(Base):
+    """Where a firm's ledger ends, as the firm said last."""
+
+    __tablename__ = "ledger_heads"
+
+    firm: Mapped[str] = mapped_column(ForeignKey("firms.name"), primary_key=True)
+    countersigned: Mapped[bytes] = mapped_column(LargeBinary)
+    """`Countersigned.to_line`: as the firms get it."""
+
+
 class AuditEvent(Base):
     """One state-changing act. Each event's hash covers the one before, so a changed or missing event shows."""
 

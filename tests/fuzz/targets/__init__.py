@@ -5,6 +5,7 @@ from functools import cache
 
 from tests.fuzz.target import Target
 from tests.fuzz.targets.files import file_targets
+from tests.fuzz.targets.heads import head_targets
 from tests.fuzz.targets.keys import key_targets
 from tests.fuzz.targets.link import link_targets
 from tests.fuzz.targets.models import model_targets
@@ -16,7 +17,7 @@ from tests.fuzz.targets.sums import sum_targets
 Maker = Callable[[], Iterator[Target]]
 MAKERS: tuple[Maker, ...] = (
     *(protocol_targets, sum_targets, key_targets),
-    *(link_targets, file_targets, process_targets, running_targets, model_targets),
+    *(link_targets, file_targets, head_targets, process_targets, running_targets, model_targets),
 )
 
 

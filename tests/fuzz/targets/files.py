@@ -16,7 +16,8 @@ from dure_client.home import AgentConfig, AgentHome, HomeError
 from dure_client.jobs.approvals import ApprovalError, Decision, Verdict, decision_on
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.results import JobResult, ModelReport, ResultError
-from dure_client.ledger import Ledger, export, head_file, read_head, verify_export, verify_file
+from dure_client.ledger import Ledger, head_file, read_head, verify_file
+from dure_client.ledger_export import export, verify_export
 from dure_client.policy import Policy, PolicyError
 from dure_client.trainer.service import TrainerService
 from dure_client.trainer.session import SessionError
@@ -138,7 +139,7 @@ def _ledger_targets() -> Iterator[Target]:
     file = folder / "ledger.jsonl"
     refused = (LedgerError,)
     file.write_bytes(b"".join(lines))
-    export(file, folder / "export", "kim", OWN)
+    export(file, folder / "export", "kim", OWN, b"")
     exported = (folder / "export").read_bytes()
     whole = [b"".join(lines), lines[0], b""]
     verify = FromFile(file, lambda: verify_file(file, OWN.public_bytes))

@@ -1,0 +1,112 @@
+"""Firms with ledgers and a server that witnesses them: its real store and rules, without processes or a network."""
+
+import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from dure_client.heads import Heads
+from dure_client.ledger import Ledger
+from dure_client.ledger_export import Export, export, verify_export
+from dure_protocols.certificates import Authority, certificate_der
+from dure_protocols.identity import Identity
+from dure_protocols.ledger import Entry, RecordKind
+from dure_server.link.witness import Witness
+from dure_server.store import FirmStatus, Store
+from dure_server.store.tables import Firm
+from tests.server.samples import identity, job_file
+
+START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+ROOT_KEY = ec.derive_private_key(7, ec.SECP256R1())
+
+
+class Site:
+    """A consortium's server as a witness. Each look at its clock is a second later."""
+
+    def __init__(self, folder: Path, *firms: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.now = START
+        self.authority = Authority.create("Millers", START, key=ROOT_KEY, serial=1)
+        self.root_der = certificate_der(self.authority.certificate_pem)
+        url = f"sqlite:///{folder / 'store.sqlite'}"
+        if (folder / "store.sqlite").exists():  # a server that starts again
+            self.store = Store.open(url, self.clock)
+        else:
+            self.store = Store.create(url, self.clock)
+            with self.store.transaction() as at:
+                at.consortium.create("Millers", self.authority.fingerprint)
+            for firm in firms:
+                self.add(firm)
+        self.witness = Witness(self.store, self.authority)
+
+    def add(self, firm: str) -> None:
+        key = identity(firm).public_bytes
+        with self.store.transaction() as at:
+            at.session.add(Firm(name=firm, status=FirmStatus.APPROVED, identity_key=key, invited_at=self.now))
+
+    def share_a_job(self, job: str, *firms: str) -> None:
+        with self.store.transaction() as at:
+            at.jobs.propose(job_file(job, firms=firms))
+            at.signoffs.ask(job, firms)
+
+    def clock(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+    @property
+    def audited(self) -> list[tuple[str, str]]:
+        """The breaks in the audit log: whose, and in what words."""
+        with self.store.reading() as at:
+            return [(each.subject, each.detail) for each in at.audit.all() if each.action == "ledger.broken-off"]
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class FirmLedger:
+    """One firm's ledger and heads, and what it says to the site."""
+
+    def __init__(self, site: Site, firm: str) -> None:
+        self.site, self.firm = site, firm
+        self.identity: Identity = identity(firm)
+        self.folder = site.folder / firm
+        self.file = self.folder / "ledger.jsonl"
+        self.pins: dict[str, str] = {}
+        self.open()
+
+    def open(self) -> None:
+        """As an agent that starts."""
+        self.ledger = Ledger(self.file, self.identity, lambda: START)
+        self.heads = Heads(self.file, self.firm, self.identity, self.site.root_der)
+
+    def accept(self, *others: "FirmLedger") -> None:
+        self.pins |= {other.firm: other.identity.fingerprint for other in others}
+
+    def record(self, count: int = 1, note: str = "") -> None:
+        for _ in range(count):
+            number = self.ledger.head.number + 1
+            digest = hashlib.sha256(f"{note}{number}".encode()).digest()
+            self.ledger.record(Entry(RecordKind.JOIN, 1 << min(number, 20), digest, "job-1", number))
+
+    def state(self, *, deliver: Callable[[bytes], bytes] = bytes) -> list[str]:
+        """State where the ledger ends, if that is due, as the agent does; what is to be said about the answer."""
+        statement = self.heads.next(self.ledger.head)
+        if statement is None:
+            return []
+        data = statement.encode()
+        self.ledger.record(Entry(RecordKind.HEAD, len(data), hashlib.sha256(data).digest()))
+        return self.heads.take(deliver(self.site.witness.deposit(self.firm, data)), self.pins)
+
+    def export(self, name: str = "export.jsonl") -> Path:
+        file = self.site.folder / f"{self.firm}-{name}"
+        export(self.file, file, self.firm, self.identity, self.site.root_der)
+        return file
+
+    def verify(self, file: Path, **held: object) -> Export:
+        return verify_export(file, self.identity.fingerprint, self.site.authority.fingerprint, **held)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.ledger.close()
