@@ -19,6 +19,7 @@ from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import ApprovalError, KnownJob, Verdict, decide, known_job
 from dure_client.ledger import read_records
 from dure_client.ledger_export import export
+from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError
 from dure_protocols.frames import Envelope, Place
 from dure_protocols.job import JobFile
