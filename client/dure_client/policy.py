@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dure_client.absence import WindowText
 from dure_client.jobs.approvals import Decision, Verdict
+from dure_client.trainer.sandbox import Sandbox, SandboxLevel
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
@@ -47,6 +48,19 @@ minimum_rows = 100
 # file; `dure-agent policy allow MODEL` adds one.
 allow_any_installed_model = false
 
+# What must hold a model's code while it trains here, or no job is taken part in; `dure-agent doctor` tries it. "full":
+# no network, no files but those of data.toml, no further processes, limits (bubblewrap, on Linux). "limits": limits on
+# memory, files and priority; files and network stay open to it. "off": nothing. The strongest that this machine has is
+# used in any case.
+require_sandbox = "full"
+
+# The most memory that a trainer may use, in GiB. With 0, three quarters of the machine's.
+trainer_memory_gib = 0
+
+# A GPU's device files, for trainers in a full sandbox, such as ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].
+# A GPU's driver is much code that a model's can then attack.
+gpu_devices = []
+
 # When this firm takes part in no new round, in this machine's local time, such as
 # ["Mon-Fri 06:00-14:00", "Sat,Sun 00:00-24:00", "Fri 22:00-06:00"]. A round that has begun is brought to its end; the
 # operator is told "in maintenance" and until when. `dure-agent pause` does the same by hand.
@@ -78,7 +92,14 @@ def _digest(value: str) -> str:
     return bare
 
 
+def _device(path: Path) -> Path:
+    if path.parts[:2] != ("/", "dev") or ".." in path.parts or len(path.parts) < 3:
+        raise ValueError("must be a file in /dev")
+    return path
+
+
 HexDigest = Annotated[str, AfterValidator(_digest)]
+DevicePath = Annotated[Path, AfterValidator(_device)]
 FirmName = Annotated[str, AfterValidator(check_firm_name)]
 
 
@@ -102,6 +123,9 @@ class Policy(BaseModel):
     minimum_statistics_difference: int = Field(default=2, ge=1)
     minimum_rows: int = Field(default=100, ge=1)
     allow_any_installed_model: bool = False
+    require_sandbox: SandboxLevel = SandboxLevel.FULL
+    trainer_memory_gib: float = Field(default=0, ge=0, allow_inf_nan=False)
+    gpu_devices: tuple[DevicePath, ...] = ()
     maintenance: tuple[WindowText, ...] = ()
     allowed_models: tuple[AllowedModel, ...] = ()
     firms: dict[FirmName, HexDigest] = {}
@@ -199,6 +223,18 @@ def _check_model(policy: Policy, job: JobFile, installed: Mapping[str, str]) -> 
             RefusalCode.UNKNOWN_MODEL,
             f"the model {name!r} with digest {digest[:16]}… is not on the allow-list in policy.toml; "
             f"review its code, then run `dure-agent policy allow {name}`",
+        )
+
+
+def check_sandbox(policy: Policy, sandbox: Sandbox) -> None:
+    """Whether a trainer may start in this host's sandbox. Called with `check_job`. Raises RefusedError."""
+    wanted, level = policy.require_sandbox, sandbox.level
+    if not level.reaches(wanted):
+        raise RefusedError(
+            RefusalCode.SANDBOX,
+            f'policy.toml asks for require_sandbox = "{wanted}", and this host has "{level}": {sandbox.why_not_more}. '
+            "Then start the agent again; `dure-agent doctor` shows what is enforced. To take part without, lower "
+            "require_sandbox in policy.toml",
         )
 
 

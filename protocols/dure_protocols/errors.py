@@ -52,6 +52,7 @@ class RefusalCode(StrEnum):
     MALFORMED = "malformed"
     TRAINING = "training"
     STATE_LOST = "state-lost"
+    SANDBOX = "sandbox"
     INTERNAL = "internal"
 
 

@@ -22,10 +22,11 @@ from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
-from dure_client.policy import Policy, check_decision, check_job
+from dure_client.policy import Policy, check_decision, check_job, check_sandbox
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
+from dure_client.trainer.sandbox import Limits, Sandbox, find_sandbox
 from dure_models import registry
 from dure_models.digest import model_digest
 from dure_models.errors import ModelsError
@@ -72,19 +73,21 @@ class Firm:
         num_threads: int = 1,
         trainer_module: str = TRAINER_MODULE,
         trainer_json_log: bool = False,
+        sandbox: Sandbox | None = None,
         trained: Callable[[str, float], None] = lambda _, __: None,
         clock: Clock = local_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
 
-        `trainer_module`: the process that trains; another than the product's is for benchmarks. `trained` is told each
-        call of a trainer and its seconds. `clock`: the firm's local time with its zone, by which maintenance windows
-        open; `monotonic`: seconds, for idle trainers.
+        `trainer_module`: the process that trains; another than the product's is for benchmarks. `sandbox`: what it runs
+        in, this host's strongest if None. `trained` is told each call of a trainer and its seconds. `clock`: the
+        firm's local time with its zone, by which maintenance windows open; `monotonic`: seconds, for idle trainers.
         """
         self._clock, self._monotonic = clock, monotonic
         self._trainer_json_log, self._trained = trainer_json_log, trained
         self._trainer_module = trainer_module
+        self._sandbox = sandbox or find_sandbox()
         self._home = home
         self._name = home.config().firm
         self._identity = home.identity()
@@ -179,6 +182,7 @@ class Firm:
         policy = Policy.read(self._home.policy_file)
         public_key = self._identity.public_bytes
         check_job(policy, job, firm=self._name, public_key=public_key, installed=installed_models(job.model.name))
+        check_sandbox(policy, self._sandbox)
         check_decision(policy, job, decision_on(self._home, job))
         return policy
 
@@ -214,7 +218,7 @@ class Firm:
             job = self._known(digest)
             policy = self._check(job)
             folder = JobFolder(self._home.job_folder(job.id))
-            trainer = self._trainer(job, folder)
+            trainer = self._trainer(job, folder, policy)
             side = JobSide(
                 job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
             )
@@ -235,19 +239,24 @@ class Firm:
             RefusalCode.UNKNOWN_JOB, f"no job with digest {digest.hex()[:16]}… was proposed to this firm"
         )
 
-    def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
+    def _trainer(self, job: JobFile, folder: JobFolder, policy: Policy) -> TrainerClient:
         home = self._home.path.resolve()  # the trainer works in another folder
         places = TrainerPlaces(
             scratch=folder.path.resolve() / "scratch",
             data=home / self._home.data_file.name,
             log=home / self._home.logs.name / "trainer.log",
             json_log=self._trainer_json_log,
+            hidden=(home,),
+            devices=policy.gpu_devices,
         )
+        memory_bytes = int(policy.trainer_memory_gib * (1 << 30))
         return TrainerClient(
             TrainingSpec.of(job),
             places,
             num_threads=self._num_threads,
             module=self._trainer_module,
+            sandbox=self._sandbox,
+            limits=Limits.of_host(home, memory_bytes),
             called=self._trained,
         )
 
