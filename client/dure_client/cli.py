@@ -12,6 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from dure_client.commands import data, jobs, ledger, pause, policy, run, server
+from dure_client.commands.doctor import doctor
 from dure_client.commands.join import join
 from dure_client.commands.status import status
 from dure_protocols.errors import DureError
@@ -51,6 +52,7 @@ def options(
 
 app.command()(join)
 app.command()(status)
+app.command()(doctor)
 app.command()(run.run)
 app.command()(jobs.jobs)
 app.command()(jobs.review)
