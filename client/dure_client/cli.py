@@ -12,6 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from dure_client.commands import data, install, jobs, ledger, models, pause, policy, run, server, vouch
+from dure_client.commands.doctor import doctor
 from dure_client.commands.join import join
 from dure_client.commands.leave import leave
 from dure_client.commands.status import status
@@ -53,6 +54,7 @@ def options(
 
 app.command()(join)
 app.command()(status)
+app.command()(doctor)
 app.command()(run.run)
 app.command()(ui)
 app.command()(jobs.jobs)

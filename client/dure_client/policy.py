@@ -17,6 +17,7 @@ from dure_client.absence import WindowText
 from dure_client.consent import Agreed, Asks, why_person
 from dure_client.jobs.approvals import By, Decision, Verdict
 from dure_client.shifts import Shift
+from dure_client.trainer.sandbox import Sandbox, SandboxLevel
 from dure_protocols.errors import DureError, RefusalCode, RefusedError
 from dure_protocols.identity import check_firm_name, fingerprint, grouped
 from dure_protocols.job import JobFile
@@ -69,11 +70,25 @@ allow_any_installed_model = false
 
 # Let model packages with compiled parts be fetched. Nobody can read what those do; with false, only Python sources.
 allow_native_code = false
+
 # How many of the accepted firms (below) have to vouch for a firm that is not accepted here, so that a job with it is
 # taken all the same. They sign its fingerprint (`dure-agent vouch`), and this agent checks their signatures
 # (`dure-agent vouches`). 0: nobody's word counts, each firm is accepted here. A firm that is accepted with another key
 # is refused, whoever vouches.
 vouchers_needed = 0
+
+# What must hold a model's code while it trains here, or no job is taken part in; `dure-agent doctor` tries it. "full":
+# no network, no files but those of data.toml, no further processes, limits (bubblewrap, on Linux). "limits": limits on
+# memory, files and priority; files and network stay open to it. "off": nothing. The strongest that this machine has is
+# used in any case.
+require_sandbox = "full"
+
+# The most memory that a trainer may use, in GiB. With 0, three quarters of the machine's.
+trainer_memory_gib = 0
+
+# A GPU's device files, for trainers in a full sandbox, such as ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].
+# A GPU's driver is much code that a model's can then attack.
+gpu_devices = []
 
 # When this firm takes part in no new round, in this machine's local time, such as
 # ["Mon-Fri 06:00-14:00", "Sat,Sun 00:00-24:00", "Fri 22:00-06:00"]. A round that has begun is brought to its end; the
@@ -124,7 +139,14 @@ def _digest(value: str) -> str:
     return bare
 
 
+def _device(path: Path) -> Path:
+    if path.parts[:2] != ("/", "dev") or ".." in path.parts or len(path.parts) < 3:
+        raise ValueError("must be a file in /dev")
+    return path
+
+
 HexDigest = Annotated[str, AfterValidator(_digest)]
+DevicePath = Annotated[Path, AfterValidator(_device)]
 FirmName = Annotated[str, AfterValidator(check_firm_name)]
 Purpose = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -153,6 +175,9 @@ class Policy(BaseModel):
     vouchers_needed: int = Field(default=0, ge=0)
     allow_any_installed_model: bool = False
     allow_native_code: bool = False
+    require_sandbox: SandboxLevel = SandboxLevel.FULL
+    trainer_memory_gib: float = Field(default=0, ge=0, allow_inf_nan=False)
+    gpu_devices: tuple[DevicePath, ...] = ()
     maintenance: tuple[WindowText, ...] = ()
     shifts: tuple[Shift, ...] = ()
     agreements: tuple[Agreed, ...] = ()
@@ -296,6 +321,18 @@ def _check_package(policy: Policy, job: JobFile, package: PackageStanding, *, is
         f"the package of the model {job.model.name!r} is {package.value} here, and nobody approved it for job "
         f"{job.id!r}: run `dure-agent review {job.id} --source`, then `dure-agent approve {job.id}`",
     )
+
+
+def check_sandbox(policy: Policy, sandbox: Sandbox) -> None:
+    """Whether a trainer may start in this host's sandbox. Called with `check_job`. Raises RefusedError."""
+    wanted, level = policy.require_sandbox, sandbox.level
+    if not level.reaches(wanted):
+        raise RefusedError(
+            RefusalCode.SANDBOX,
+            f'policy.toml asks for require_sandbox = "{wanted}", and this host has "{level}": {sandbox.why_not_more}. '
+            "Then start the agent again; `dure-agent doctor` shows what is enforced. To take part without, lower "
+            "require_sandbox in policy.toml",
+        )
 
 
 def check_not_refused(job: JobFile, decision: Decision | None) -> None:

@@ -25,6 +25,7 @@ from dure_client.metrics import AgentMetrics, MetricsServer
 from dure_client.notify import notify
 from dure_client.packages.fetch import run_errand
 from dure_client.trainer.process import TRAINER_MODULE
+from dure_client.trainer.sandbox import Sandbox
 from dure_client.upkeep import Upkeep
 from dure_protocols.frames import Welcome, node_id
 
@@ -40,13 +41,14 @@ def run_agent(
     clock: ServerClock | None = None,
     trainer_module: str = TRAINER_MODULE,
     json_logs: bool = False,
+    sandbox: Sandbox | None = None,
 ) -> None:
     """Serve the firm's jobs until SIGTERM or Ctrl-C.
 
     Raises HomeError before the firm has joined, ProxyError where the proxy's settings are wrong, LedgerError if another
     agent runs on this home, MetricsError if the port for metrics is taken, NotAdmittedError when the consortium shuts
     the firm out, VersionRefusedError when this version does not understand the server's. `num_threads` is what each
-    trainer may use; json_logs: of the trainers.
+    trainer may use; json_logs: of the trainers; sandbox: what they run in, this host's strongest if None.
     """
     config = home.config()
     check_is_member(home)
@@ -69,6 +71,7 @@ def run_agent(
             num_threads=num_threads,
             trainer_module=trainer_module,
             trainer_json_log=json_logs,
+            sandbox=sandbox,
             trained=metrics.trained,
         )
         stack.callback(firm.close)

@@ -55,6 +55,7 @@ class RefusalCode(StrEnum):
     TRAINING = "training"
     STATE_LOST = "state-lost"
     LEFT = "left"
+    SANDBOX = "sandbox"
     INTERNAL = "internal"
 
 

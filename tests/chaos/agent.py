@@ -11,6 +11,7 @@ from dure_client.home import AgentHome
 from dure_client.link.client import LinkClient
 from dure_client.running import run_agent
 from dure_client.trainer import process
+from dure_client.trainer.sandbox.limits import LimitsOnly
 from dure_protocols.frames import Envelope, Place
 from tests.chaos.points import VARIABLE, Point, reach
 
@@ -54,4 +55,5 @@ if __name__ == "__main__":
     # The trainer's environment is minimal; here it has to find the tests, and the harness.
     os.environ["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     process._PASSED_ON = (*process._PASSED_ON, "PYTHONPATH", VARIABLE)
-    run_agent(home, trainer_module="tests.chaos.trainer")
+    # A full sandbox would keep the hooks from the harness.
+    run_agent(home, trainer_module="tests.chaos.trainer", sandbox=LimitsOnly())

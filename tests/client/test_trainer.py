@@ -177,7 +177,7 @@ def test_a_trainer_killed_in_mid_training_gives_a_code_and_the_next_call_works(
     tmp_path: Path, installed_model: Path
 ) -> None:
     write_data(tmp_path)
-    flag = tmp_path / "healthy"
+    flag = tmp_path / "scratch" / "healthy"  # where a trainer in a sandbox sees it
     spec = spec_of(options={"fault": "sleep", "unless_exists": str(flag)})
     with make_client(tmp_path, installed_model, spec) as trainer:
         trainer.open()

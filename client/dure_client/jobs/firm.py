@@ -35,11 +35,12 @@ from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.leaving import has_left, has_left_consortium, leave_file
 from dure_client.packages.admission import job_model
-from dure_client.policy import Policy, check_decision, check_job, check_not_refused
+from dure_client.policy import Policy, check_decision, check_job, check_not_refused, check_sandbox
 from dure_client.shifts import TrainedFile, limit_until, threads_now
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
+from dure_client.trainer.sandbox import Limits, Sandbox, find_sandbox
 from dure_client.vouches import read_vouches
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
@@ -84,19 +85,21 @@ class Firm:
         num_threads: int = 1,
         trainer_module: str = TRAINER_MODULE,
         trainer_json_log: bool = False,
+        sandbox: Sandbox | None = None,
         trained: Callable[[str, float], None] = lambda _, __: None,
         clock: Clock = local_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`randomness(n)` gives n bytes for keys and masks; `num_threads` is what each trainer may use.
 
-        `trainer_module`: the process that trains; another than the product's is for benchmarks. `trained` is told each
-        call of a trainer and its seconds. `clock`: the firm's local time with its zone, by which maintenance windows
-        open; `monotonic`: seconds, for idle trainers.
+        `trainer_module`: the process that trains; another than the product's is for benchmarks. `sandbox`: what it runs
+        in, this host's strongest if None. `trained` is told each call of a trainer and its seconds. `clock`: the
+        firm's local time with its zone, by which maintenance windows open; `monotonic`: seconds, for idle trainers.
         """
         self._clock, self._monotonic = clock, monotonic
         self._trainer_json_log, self._told_trained = trainer_json_log, trained
         self._trainer_module = trainer_module
+        self._sandbox = sandbox or find_sandbox()
         self._home = home
         self._name = home.config().firm
         self._identity = home.identity()
@@ -212,6 +215,7 @@ class Firm:
             vouches=read_vouches(self._home),
             package=model.standing,
         )
+        check_sandbox(policy, self._sandbox)
         check_decision(policy, job, decision, approved_by_people(self._home, but=job.id))
         return policy
 
@@ -255,7 +259,7 @@ class Firm:
             job = self._known(digest)
             policy = self._check(job)
             folder = JobFolder(self._home.job_folder(job.id))
-            trainer = self._trainer(job, folder)
+            trainer = self._trainer(job, folder, policy)
             side = JobSide(
                 job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
             )
@@ -276,7 +280,7 @@ class Firm:
             RefusalCode.UNKNOWN_JOB, f"no job with digest {digest.hex()[:16]}… was proposed to this firm"
         )
 
-    def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:
+    def _trainer(self, job: JobFile, folder: JobFolder, policy: Policy) -> TrainerClient:
         home = self._home.path.resolve()  # the trainer works in another folder
         package = job_model(self._home, job).package
         places = TrainerPlaces(
@@ -285,12 +289,17 @@ class Firm:
             log=home / self._home.logs.name / "trainer.log",
             json_log=self._trainer_json_log,
             package=None if package is None else home / self._home.models.name / package,
+            hidden=(home,),
+            devices=policy.gpu_devices,
         )
+        memory_bytes = int(policy.trainer_memory_gib * (1 << 30))
         return TrainerClient(
             TrainingSpec.of(job),
             places,
             num_threads=self._num_threads,
             module=self._trainer_module,
+            sandbox=self._sandbox,
+            limits=Limits.of_host(home, memory_bytes),
             called=self._note_call,
         )
 

@@ -1,7 +1,8 @@
 """The agent's hand on its trainer. numpy and grpc only: the agent never loads torch, polars or a row of data.
 
-The process starts with the first call and again after it died; then the job is opened again before the call. A call
-that meets a death raises `TrainerError(DIED)`, once: the round that was being trained decides what that means.
+It runs in a sandbox. The process starts with the first call and again after it died; then the job is opened again
+before the call. A call that meets a death raises `TrainerError(DIED)`, once: the round that was being trained decides
+what that means.
 """
 
 import time
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from dure_client.trainer import messages as m
 from dure_client.trainer.messages import Method, TrainerCode, TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces, TrainerProcess, start
+from dure_client.trainer.sandbox import Limits, Sandbox, find_sandbox
 from dure_client.trainer.scratch import FLOAT32, FLOAT64, Scalar, Scratch, ScratchError
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -75,10 +77,14 @@ class TrainerClient:
         deadlines: Deadlines | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = TRAINER_MODULE,
+        sandbox: Sandbox | None = None,
+        limits: Limits | None = None,
         called: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
         """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start;
-        `called` is told each call's method and seconds."""
+        `sandbox` and `limits` are this host's strongest and usual ones unless given; `called` is told each call's
+        method and seconds."""
+        self._sandbox, self._limits = sandbox or find_sandbox(), limits
         self._called = called
         self._module = module
         self._is_shut = False
@@ -219,6 +225,8 @@ class TrainerClient:
             self._scratch.clear()
             self._process = start(
                 self._places,
+                self._sandbox,
+                limits=self._limits,
                 num_threads=self._num_threads,
                 timeout_seconds=self._deadlines.start,
                 environment=self._environment,

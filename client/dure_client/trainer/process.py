@@ -1,37 +1,52 @@
 """Starts and ends one trainer process. Knows nothing of what is said to it.
 
-The process gets a command line of paths, an environment of a handful of names and no file of the agent's but its log.
-It ends by itself when the agent ends, however that happens: its standard input is a pipe that then closes.
+The process gets a command line of paths, an environment of a handful of names and no file of the agent's; what it says
+comes through a pipe, and the agent writes it down. It ends by itself when the agent ends, however that happens: its
+standard input is a pipe that then closes, and a full sandbox dies with the agent whatever is inside.
 """
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dure_client.data.errors import DataMappingError
+from dure_client.data.mapping import DataMapping
+from dure_client.trainer.log import keep_what_is_said
 from dure_client.trainer.messages import TrainerCode, TrainerError
+from dure_client.trainer.sandbox import Confined, Grants, Limits, Sandbox
 from dure_client.trainer.scratch import SOCKET_FOLDER
 
 TRAINER_MODULE = "dure_client.trainer"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
 _START_POLL_SECONDS = 0.01
-MAX_LOG_BYTES = 10 << 20  # after which the next trainer begins a new log, and the one before is kept
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
+_WATCH_SECONDS = 0.5
+_MAX_SCRATCH_ENTRIES = 10_000
+_MANY_FILES = 64
+"""From so many files in one folder on, the folder is granted instead of each file: mounts cost time."""
+_starter = ThreadPoolExecutor(1, "trainer starter")
+"""Starts every trainer: a sandbox dies with the *thread* that started it, and this one lives as long as the agent."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainerPlaces:
     """Where a trainer works: the scratch folder it shares with the agent, the firm's data.toml, its log.
 
-    json_log: whether the log is JSON lines; package: folder of the job's approved model package, None for a model that
-    comes with Dure.
+    json_log: whether the log is JSON lines. package: folder of the job's approved model package, None for a model that
+    comes with Dure. hidden: the agent's home, and whatever else a trainer must not see. devices: a GPU's.
     """
 
     scratch: Path
@@ -39,6 +54,8 @@ class TrainerPlaces:
     log: Path
     json_log: bool = False
     package: Path | None = None
+    hidden: Sequence[Path] = ()
+    devices: Sequence[Path] = ()
 
     @property
     def readable(self) -> tuple[Path, ...]:
@@ -71,6 +88,10 @@ class TrainerProcess:
             self._popen.wait(seconds)
         return not self.is_running
 
+    def kill(self) -> None:
+        """End the process at once. `close` has still to be called."""
+        self._popen.send_signal(signal.SIGKILL)
+
     def close(self, grace_seconds: float = 2.0) -> None:
         """End the process: politely by closing its standard input, then by its id. Removes its socket folder."""
         if self._popen.stdin is not None:
@@ -79,47 +100,41 @@ class TrainerProcess:
         try:
             self._popen.wait(grace_seconds)
         except subprocess.TimeoutExpired:
-            self._popen.send_signal(signal.SIGKILL)
+            self.kill()
             self._popen.wait()
         shutil.rmtree(self._private, ignore_errors=True)
 
 
 def start(
     places: TrainerPlaces,
+    sandbox: Sandbox,
     *,
     num_threads: int,
     timeout_seconds: float,
+    limits: Limits | None = None,
     environment: Mapping[str, str] | None = None,
     module: str = TRAINER_MODULE,
 ) -> TrainerProcess:
-    """Start a trainer and wait until its socket is there.
+    """Start a trainer in a sandbox and wait until its socket is there.
 
-    `environment` is added to the minimal one. Raises TrainerError(DID_NOT_START) with the log's place.
+    `limits`: this host's usual ones if None. `environment` is added to the minimal one; folders that its PYTHONPATH
+    names may be read. Raises TrainerError(DID_NOT_START) with the log's place; SandboxError.
     """
     for folder in (places.scratch, places.log.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    limits = limits or Limits.of_host(places.scratch)
     private = _private_folder(places.scratch)
     socket = private / "t.sock"
     command = [sys.executable, "-m", module, "--socket", str(socket), "--scratch", str(places.scratch)]
     command += ["--data", str(places.data), "--threads", str(num_threads)]
     command += ["--json"] if places.json_log else []
     command += ["--package", str(places.package)] if places.package is not None else []
-    if places.log.exists() and places.log.stat().st_size > MAX_LOG_BYTES:
-        places.log.replace(places.log.with_suffix(".log.1"))  # a trainer that runs keeps writing to the old one
-    log = os.open(places.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=_environment(places.scratch, num_threads, environment or {}),
-            cwd=places.scratch,
-            start_new_session=True,  # Ctrl-C reaches the agent, which then ends its trainer in order
-        )
-    finally:
-        os.close(log)
+    variables = _environment(places.scratch, num_threads, environment or {})
+    confined = sandbox.confine(command, _grants(places, private, variables), limits)
+    popen = _starter.submit(_popen, confined, variables, places.scratch).result()
+    keep_what_is_said(popen, places.log)
     process = TrainerProcess(socket, popen, private)
+    threading.Thread(target=_watch, args=(process, places.scratch, limits), name="trainer watch", daemon=True).start()
     give_up_at = time.monotonic() + timeout_seconds
     while not socket.exists():
         if not process.is_running or time.monotonic() > give_up_at:
@@ -127,6 +142,69 @@ def start(
             raise TrainerError(TrainerCode.DID_NOT_START, str(places.log))
         time.sleep(_START_POLL_SECONDS)
     return process
+
+
+def _popen(confined: Confined, variables: Mapping[str, str], folder: Path) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(
+            confined.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            cwd=folder,
+            pass_fds=tuple(confined.descriptors),
+            start_new_session=True,  # Ctrl-C reaches the agent, which then ends its trainer in order
+        )
+    finally:
+        confined.close()
+
+
+def _grants(places: TrainerPlaces, private: Path, variables: Mapping[str, str]) -> Grants:
+    imported = [Path(folder) for folder in variables.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    writable = [places.scratch] if places.scratch in private.parents else [places.scratch, private]
+    readable = [*imported, *places.readable, *_data_files(places)]
+    return Grants(readable, writable, places.hidden, places.devices)
+
+
+def _data_files(places: TrainerPlaces) -> list[Path]:
+    """What data.toml names: its files, and folders that many of them lie in. None if it is not valid: the trainer says
+    so, where the reasons belong. No file is opened."""
+    try:
+        mapping = DataMapping.read(places.data)
+        files = [path for part in (mapping.train, mapping.test) if part for path in mapping.files(part)]
+    except DataMappingError:
+        return []
+    by_folder: dict[Path, list[Path]] = {}
+    for path in files:
+        by_folder.setdefault(path.parent, []).append(path)
+    granted: list[Path] = []
+    for folder, inside in by_folder.items():
+        holds_hidden = any(folder.resolve() in (hidden, *hidden.parents) for hidden in places.hidden)
+        has_links = any(path.is_symlink() for path in inside)
+        granted += [folder] if len(inside) >= _MANY_FILES and not holds_hidden and not has_links else inside
+    return granted
+
+
+def _watch(process: TrainerProcess, scratch: Path, limits: Limits) -> None:
+    """End a trainer whose scratch folder grows beyond the limit: no limit on a process counts many files."""
+    while not process.has_ended_within(_WATCH_SECONDS):
+        if not _is_within(scratch, limits.scratch_bytes):
+            logger.warning("the trainer was ended: it wrote more than it may into %s", scratch)
+            process.kill()
+            return
+
+
+def _is_within(scratch: Path, most_bytes: int) -> bool:
+    total, entries = 0, 0
+    for parent, folders, names in os.walk(scratch):
+        entries += len(folders) + len(names)
+        for name in names[:_MAX_SCRATCH_ENTRIES]:
+            with suppress(OSError):  # it is gone again
+                total += (Path(parent) / name).lstat().st_blocks * 512
+        if total > most_bytes or entries > _MAX_SCRATCH_ENTRIES:
+            return False
+    return True
 
 
 def _private_folder(scratch: Path) -> Path:

@@ -1,14 +1,15 @@
 """The folder through which arrays pass between the agent and its trainer: raw little-endian files, named by the agent.
 
-The agent treats what it finds there as a stranger's: it follows no symbolic link and maps nothing of another size than
-it expects.
+The agent treats what it finds there as a stranger's: it follows no symbolic link, opens no pipe and takes nothing of
+another size than it expects.
 """
 
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,24 +54,28 @@ class Scratch:
             array.astype(scalar, copy=False).tofile(path)
             yield path.name
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def take(self, name: str, scalar: type[Scalar], length: int) -> NDArray[Scalar]:
-        """Map an array (length,) that the trainer wrote, and drop its name: the values live as long as the array.
+        """Read an array (length,) that the trainer wrote, and remove the file. Raises ScratchError.
 
-        Raises ScratchError.
+        Read and not mapped: a trainer that cut the file afterwards would take the agent down with it. Nor does opening
+        a pipe in the file's place wait for a writer.
         """
         path = self._folder / name
         try:
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                if os.fstat(file.fileno()).st_size != length * np.dtype(scalar).itemsize:
+            with open(path, "rb", opener=_open_warily) as file:  # Path.open takes no opener
+                status, wanted = os.fstat(file.fileno()), length * np.dtype(scalar).itemsize
+                if not stat.S_ISREG(status.st_mode) or status.st_size != wanted:
                     raise ScratchError(name)
-                # An empty file cannot be mapped.
-                return np.memmap(file, dtype=scalar, mode="r", shape=(length,)) if length else np.zeros(0, scalar)
+                array = np.fromfile(file, scalar, length)
+                if array.size != length:
+                    raise ScratchError(name)
+                return array
         except OSError as error:
             raise ScratchError(name) from error
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def clear(self) -> None:
         """Remove what a dead agent or trainer left behind. Called while no trainer runs and nothing is lent."""
@@ -78,4 +83,16 @@ class Scratch:
             shutil.rmtree(folder, ignore_errors=True)
         for ending in _ENDINGS.values():
             for path in self._folder.glob(f"a-*.{ending}"):
-                path.unlink(missing_ok=True)
+                _remove(path)
+
+
+def _open_warily(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or what a trainer made in its place; what cannot be removed is in nobody's way."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from dure_client.jobs.firm import Firm
 from dure_client.jobs.folder import JobFolder
 from dure_client.ledger import Ledger
 from dure_client.link.client import LinkClient
+from dure_client.policy import Policy
 from dure_client.trainer.client import OwnModel, StatisticsSums, Trained, TrainerClient
 from dure_client.trainer.messages import Evaluated, Opened
 from dure_lab.bench.idle_trainer import ROWS
@@ -85,7 +86,7 @@ class NoTrainer(TrainerClient):
 class LightFirm(Firm):
     """A firm without a trainer process."""
 
-    def _trainer(self, job: JobFile, folder: JobFolder) -> TrainerClient:  # noqa: ARG002  # the face is Firm's
+    def _trainer(self, job: JobFile, folder: JobFolder, policy: Policy) -> TrainerClient:  # noqa: ARG002  # Firm's face
         return NoTrainer(job)
 
 

@@ -155,7 +155,7 @@ def _introduce(agents: Mapping[str, AgentHome]) -> None:
     pins = {name: home.identity().fingerprint for name, home in agents.items()}
     digest = model_digest(MODEL)
     for name, home in agents.items():
-        lines = ['approve_jobs = "allowed-models"', "[firms]"]
+        lines = ['approve_jobs = "allowed-models"', 'require_sandbox = "off"', "[firms]"]
         lines += [f'{other} = "{value}"' for other, value in pins.items() if other != name]
         lines += ["[[allowed_models]]", f'name = "{MODEL}"', f'digest = "{digest}"']
         write_file(home.policy_file, ("\n".join(lines) + "\n").encode())

@@ -27,6 +27,8 @@ class Fault(StrEnum):
     DIE = "die"
     SLEEP = "sleep"
     DIVERGE = "diverge"
+    ATTACK = "attack"
+    """Run what the scratch folder's attack.py says, if it is there."""
 
 
 class Options(ModelOptions):
@@ -93,6 +95,8 @@ class LinearModel(Model):
             raise ValueError(f"cannot train on {self._seen}")
         if fault is Fault.DIE:
             os._exit(9)
+        if fault is Fault.ATTACK and (attack := Path(os.environ["TMPDIR"], "attack.py")).exists():
+            exec(attack.read_text(), {"rows": self._seen})
         if fault is Fault.SLEEP:
             time.sleep(60)
 

@@ -129,6 +129,7 @@ CODES = {
     "malformed",
     "training",
     "state-lost",
+    "sandbox",
     "internal",
 }
 

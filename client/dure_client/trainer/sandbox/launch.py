@@ -1,0 +1,31 @@
+"""Sets limits on its own process, then becomes the command: `python -I -S launch.py NAME=VALUE… -- COMMAND…`.
+
+The last step before a trainer, started inside the sandbox. Only the standard library, and no site-packages: no file of
+an installed package runs before the limits hold. They are hard limits, so the command cannot lift them.
+"""
+
+import os
+import sys
+
+
+def main(arguments: list[str]) -> None:
+    """Set `nice` and each limit named as in the `resource` module, without RLIMIT_; then exec."""
+    import resource  # noqa: PLC0415  # there is none on Windows, where nobody calls this
+
+    end = arguments.index("--")
+    os.umask(0o077)
+    for setting in arguments[:end]:
+        name, _, value = setting.partition("=")
+        if name == "nice":
+            os.nice(int(value))
+        elif hasattr(resource, f"RLIMIT_{name}"):
+            kind = getattr(resource, f"RLIMIT_{name}")
+            most = resource.getrlimit(kind)[1]
+            wanted = int(value) if most == resource.RLIM_INFINITY else min(int(value), most)
+            resource.setrlimit(kind, (wanted, wanted))
+    command = arguments[end + 1 :]
+    os.execv(command[0], command)  # noqa: S606  # no shell is wanted
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
