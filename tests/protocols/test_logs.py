@@ -5,9 +5,11 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
+from dure_protocols import logs
 from dure_protocols.identity import Identity
 from dure_protocols.logs import about, formatter, from_now_on, redacted
 
@@ -15,6 +17,14 @@ PEM = Identity.from_seed(b"7" * 32).to_pem().decode()
 URL = "postgresql+psycopg://dure:hunter2@db.example.org/dure"
 TOKEN = "dure1_" + "AbC-_123" * 20 + "."
 SECRETS = (PEM, URL, TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said_before() -> Iterator[None]:
+    """Other tests of this process may have said what their lines are about, from then on."""
+    token = logs._PLACE.set({})
+    yield
+    logs._PLACE.reset(token)
 
 
 def record(message: str, *args: object, error: BaseException | None = None) -> logging.LogRecord:
