@@ -22,6 +22,7 @@ from tests.fuzz.targets.keys import fields_of, pems, sealed_fields
 from tests.fuzz.targets.link import Loose
 from tests.fuzz.targets.processes import told_array
 from tests.fuzz.targets.recorded import recorded
+from tests.model_packages.made import zipped
 from tests.protocols.test_frames import request
 from tests.protocols.test_global_state import INITIAL, a_job
 from tests.protocols.test_invitation import INVITATION
@@ -164,6 +165,7 @@ def _of_files() -> list[Kept]:
         *(Kept(name, "brackets three thousand deep", "RecursionError", deep) for name in toml),
         *(Kept(name, "a number of 5,000 digits", "ValueError", b"x = " + b"9" * 5000) for name in toml),
         Kept("policy", "a key of three thousand parts", "37 MB of memory for 6 kB", dotted),
+        Kept("model/wheel", "a file without a name", "IndexError", zipped({"": b"x"})),
         Kept("draft", "a draft that is no UTF-8", "UnicodeDecodeError", b"\xdf"),
         Kept("contract/json", "twenty thousand columns that are numbers", "400 bytes for each byte", columns),
         Kept("progress/plain", "brackets three thousand deep", "RecursionError", b"[" * DEEP),
