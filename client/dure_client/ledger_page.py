@@ -31,6 +31,7 @@ PLAIN_WORDS: Final[Mapping[RecordKind, str]] = MappingProxyType(
         RecordKind.FINISHED: "This firm has the sum; the digest of its model",
         RecordKind.REFUSAL: "A refusal or an absence, as a code without its reason",
         RecordKind.HEAD: "How many records this ledger has and the hash of the last, signed",
+        RecordKind.LEAVE: "This firm's signed word that it leaves a job or the consortium",
         RecordKind.NOT_SENT: "Taken back: recorded, but the connection was cut before it left",
         RecordKind.REPAIR: "A line that a crash tore was removed from the ledger; nothing left",
     }
