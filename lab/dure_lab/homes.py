@@ -7,6 +7,12 @@ from dure_client.home import AgentConfig, AgentHome, keep_or_make_private, write
 from dure_client.policy import allow_model, pin_firm, read_text
 from dure_models.digest import model_digest
 from dure_protocols.identity import Identity
+from dure_protocols.job import Agreement
+
+PURPOSE = "measuring Dure"
+AGREEMENT = Agreement(name="Nobody's data", version="1", sha256="0" * 64)
+AGREED = {"purpose": PURPOSE, "agreement": AGREEMENT.model_dump()}
+"""What a job's draft says so that the policies of `agree_at_once` take it."""
 
 NOWHERE = AgentConfig(
     consortium="nowhere", firm="none", server_host="localhost", enrolment_port=1, link_port=1, root_fingerprint="0" * 64
@@ -32,3 +38,17 @@ def introduce(homes: Mapping[str, AgentHome], model: str) -> None:
         # A machine without bubblewrap runs demos and tests as well; one with it uses it all the same.
         text = text.replace('require_sandbox = "full"', 'require_sandbox = "off"')
         write_file(home.policy_file, text.encode())
+
+
+def agree_at_once(policy: str) -> str:
+    """A policy's text that takes part in jobs of `AGREED` without a person's yes. For benchmarks and tests."""
+    for asked, instead in (
+        ('approve_jobs = "ask"', 'approve_jobs = "allowed-models"'),
+        ('ask_person = ["new-model", "new-firm", "new-agreement", "weaker-cohort"]', "ask_person = []"),
+        ("purposes = []", f'purposes = ["{PURPOSE}"]'),
+    ):
+        if asked not in policy:
+            raise ValueError(f"the policy lacks {asked!r}")
+        policy = policy.replace(asked, instead)
+    fields = "".join(f'{name} = "{value}"\n' for name, value in AGREEMENT.model_dump().items())
+    return f"{policy.rstrip()}\n\n[[agreements]]\n{fields}"
