@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dure_client.commands.join import HomeOption
-from dure_client.home import AgentHome
+from dure_client.home import AgentHome, HomeError
 from dure_client.ledger import Totals, read_records
 from dure_client.ledger_export import Export, countersigned_in, export, verify_export, verify_own
 from dure_client.ledger_page import page
@@ -150,4 +150,7 @@ def export_to(
 
 
 def _root(home: AgentHome) -> bytes:
-    return certificate_der(home.root_file.read_bytes())
+    try:
+        return certificate_der(home.root_file.read_bytes())
+    except OSError as error:
+        raise HomeError(f"{home.root_file} cannot be read: run `dure-agent join` first") from error
