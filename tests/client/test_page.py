@@ -191,7 +191,7 @@ def test_the_first_page_tells_everything_at_a_glance(person: Browser) -> None:
         *("The agent does not run", "1 job waits for your word", "Tool wear, second season", "Round 8 of 20"),
         *("62 % better than your own model", "0.822 kept", "0.506", "1,022,168 bytes in 114 records"),
         *("At least 3 firms in every sum", "At least 100 rows", "Pause everything", "Encrypted updates 996 kB"),
-        *("dure-agent leave 'Valley mills'", "valid until"),
+        *("dure-agent leave --consortium", "valid until"),
     ):
         assert expected in text
 

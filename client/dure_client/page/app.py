@@ -1,6 +1,5 @@
 """The firm's page as an ASGI app. Every page but the sign-in wants a session; every act its token, too."""
 
-import shlex
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
@@ -50,7 +49,7 @@ class FirmPage:
         self._templates.globals.update(
             can_leave=leave is not None, privacy=PRIVACY, pause_hours=acts.PAUSE_HOURS, version=version("dure")
         )
-        self._templates.filters.update(grouped=grouped, local=_local_text, shell=shlex.quote)
+        self._templates.filters.update(grouped=grouped, local=_local_text)
 
     def routes(self) -> list[Route | Mount]:
         """All there is. GET shows and changes nothing; POST is for forms of these pages."""
