@@ -1,5 +1,6 @@
 """Homes of firms that no server has enrolled, and what firms agree on by phone. For simulations and tests."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,23 @@ from dure_protocols.identity import Identity
 NOWHERE = AgentConfig(
     consortium="nowhere", firm="none", server_host="localhost", enrolment_port=1, link_port=1, root_fingerprint="0" * 64
 )
+
+OWN_TERMS: Mapping[str, object] = {
+    "purpose": "benchmark",
+    "agreement": {"name": "with nobody", "version": "1", "sha256": "0" * 64},
+}
+"""Of a draft whose jobs run among processes of one's own: what firms with the policy of `by_itself` accept unasked."""
+
+
+def by_itself(policy: str) -> str:
+    """A policy's text, of those that say "ask", that takes part by itself in jobs of OWN_TERMS. For simulations."""
+    changed = f'{policy.rstrip()}\n\n[[agreements]]\nname = "with nobody"\nversion = "1"\nsha256 = "{"0" * 64}"\n'
+    for before, after in (
+        ('approve_jobs = "ask"', 'approve_jobs = "allowed-models"'),
+        ("purposes = []", 'purposes = ["benchmark"]'),
+    ):
+        changed = changed.replace(before, after)
+    return re.sub("^ask_person = .*$", "ask_person = []", changed, flags=re.MULTILINE)
 
 
 def make_home(folder: Path, consortium: str, firm: str, seed: bytes) -> AgentHome:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from dure_client.home import AgentHome, write_file
 from dure_client.policy import read_text
 from dure_lab.consortium import LocalConsortium, write_draft
+from dure_lab.homes import OWN_TERMS, by_itself
 from dure_models.contract import Column, ColumnType, DataContract, Role
 from dure_protocols.job import JobFile
 from dure_server.store import JobState, StoreConflictError
@@ -85,8 +86,7 @@ class Site:
             home.write_config(home.config().model_copy(update={"link_port": self.proxies[firm].port}))
         consortium.introduce("no-training")
         for home in consortium.agents.values():
-            text = read_text(home.policy_file).replace('approve_jobs = "ask"', 'approve_jobs = "allowed-models"')
-            write_file(home.policy_file, text.encode())
+            write_file(home.policy_file, by_itself(read_text(home.policy_file)).encode())
         for firm in FIRMS:
             consortium.start_agent(firm, module="tests.chaos.agent")
 
@@ -166,7 +166,7 @@ class Site:
             "training": {"learning_rate": 1.0},
             "phase_seconds": 15.0,
         }
-        return write_draft(self.consortium.folder / f"{name}.toml", values)
+        return write_draft(self.consortium.folder / f"{name}.toml", {**OWN_TERMS, **values})
 
     def _see_through(self, job: JobFile, deadline: float) -> None:
         """Wait for the job's end, and start again what is dead, as a machine's service manager does."""
