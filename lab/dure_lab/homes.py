@@ -1,5 +1,6 @@
 """Homes of firms that no server has enrolled, and what firms agree on by phone. For simulations and tests."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,16 +8,27 @@ from dure_client.home import AgentConfig, AgentHome, keep_or_make_private, write
 from dure_client.policy import allow_model, pin_firm, read_text
 from dure_models.digest import model_digest
 from dure_protocols.identity import Identity
-from dure_protocols.job import Agreement
-
-PURPOSE = "measuring Dure"
-AGREEMENT = Agreement(name="Nobody's data", version="1", sha256="0" * 64)
-AGREED = {"purpose": PURPOSE, "agreement": AGREEMENT.model_dump()}
-"""What a job's draft says so that the policies of `agree_at_once` take it."""
 
 NOWHERE = AgentConfig(
     consortium="nowhere", firm="none", server_host="localhost", enrolment_port=1, link_port=1, root_fingerprint="0" * 64
 )
+
+OWN_TERMS: Mapping[str, object] = {
+    "purpose": "benchmark",
+    "agreement": {"name": "with nobody", "version": "1", "sha256": "0" * 64},
+}
+"""Of a draft whose jobs run among processes of one's own: what firms with the policy of `by_itself` accept unasked."""
+
+
+def by_itself(policy: str) -> str:
+    """A policy's text, of those that say "ask", that takes part by itself in jobs of OWN_TERMS. For simulations."""
+    changed = f'{policy.rstrip()}\n\n[[agreements]]\nname = "with nobody"\nversion = "1"\nsha256 = "{"0" * 64}"\n'
+    for before, after in (
+        ('approve_jobs = "ask"', 'approve_jobs = "allowed-models"'),
+        ("purposes = []", 'purposes = ["benchmark"]'),
+    ):
+        changed = changed.replace(before, after)
+    return re.sub("^ask_person = .*$", "ask_person = []", changed, flags=re.MULTILINE)
 
 
 def make_home(folder: Path, consortium: str, firm: str, seed: bytes) -> AgentHome:
@@ -38,17 +50,3 @@ def introduce(homes: Mapping[str, AgentHome], model: str) -> None:
         # A machine without bubblewrap runs demos and tests as well; one with it uses it all the same.
         text = text.replace('require_sandbox = "full"', 'require_sandbox = "off"')
         write_file(home.policy_file, text.encode())
-
-
-def agree_at_once(policy: str) -> str:
-    """A policy's text that takes part in jobs of `AGREED` without a person's yes. For benchmarks and tests."""
-    for asked, instead in (
-        ('approve_jobs = "ask"', 'approve_jobs = "allowed-models"'),
-        ('ask_person = ["new-model", "new-firm", "new-agreement", "weaker-cohort"]', "ask_person = []"),
-        ("purposes = []", f'purposes = ["{PURPOSE}"]'),
-    ):
-        if asked not in policy:
-            raise ValueError(f"the policy lacks {asked!r}")
-        policy = policy.replace(asked, instead)
-    fields = "".join(f'{name} = "{value}"\n' for name, value in AGREEMENT.model_dump().items())
-    return f"{policy.rstrip()}\n\n[[agreements]]\n{fields}"

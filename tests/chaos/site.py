@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from dure_client.home import AgentHome, write_file
 from dure_client.policy import read_text
 from dure_lab.consortium import LocalConsortium, write_draft
-from dure_lab.homes import AGREED, agree_at_once
+from dure_lab.homes import OWN_TERMS, by_itself
 from dure_models.contract import Column, ColumnType, DataContract, Role
 from dure_protocols.job import JobFile
 from dure_server.store import JobState, StoreConflictError
@@ -86,7 +86,7 @@ class Site:
             home.write_config(home.config().model_copy(update={"link_port": self.proxies[firm].port}))
         consortium.introduce("no-training")
         for home in consortium.agents.values():
-            write_file(home.policy_file, agree_at_once(read_text(home.policy_file)).encode())
+            write_file(home.policy_file, by_itself(read_text(home.policy_file)).encode())
         for firm in FIRMS:
             consortium.start_agent(firm, module="tests.chaos.agent")
 
@@ -173,9 +173,8 @@ class Site:
             "training": {"learning_rate": 1.0},
             "phase_seconds": 15.0,
             "operation": {"keep_sums": keep_sums},
-            **AGREED,
         }
-        return write_draft(self.consortium.folder / f"{name}.toml", values)
+        return write_draft(self.consortium.folder / f"{name}.toml", {**OWN_TERMS, **values})
 
     def _see_through(self, job: JobFile, deadline: float) -> None:
         """Wait for the job's end, and start again what is dead, as a machine's service manager does."""

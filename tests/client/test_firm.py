@@ -88,6 +88,9 @@ class FakeTrainer:
 
     shut = close
 
+    def use_threads(self, num_threads):
+        self.num_threads = num_threads
+
 
 def opened(job, firm):
     """The job as the firm's process holds it, with a trainer that runs."""

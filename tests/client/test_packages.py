@@ -21,7 +21,7 @@ from dure_client.policy import Policy, allow_model, read_text
 from dure_client.trainer.client import StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError, TrainingSpec
 from dure_client.trainer.process import TrainerPlaces
-from dure_lab.homes import AGREEMENT, PURPOSE, agree_at_once
+from dure_lab.homes import OWN_TERMS, by_itself
 from dure_models.packages import WheelError, checked_files, unpacked
 from dure_protocols.errors import RefusalCode
 from dure_protocols.identity import grouped
@@ -324,8 +324,8 @@ def test_the_allow_list_takes_a_fetched_package_by_its_name(
     (allowed,) = (each for each in Policy.read(home.policy_file).allowed_models if each.name == "logit")
     assert allowed.digest == packed.manifest.model_digest
     job = job_of(packed)
-    job = job.model_copy(update={"purpose": PURPOSE, "agreement": AGREEMENT})
-    write_file(home.policy_file, agree_at_once(read_text(home.policy_file)).encode())
+    job = JobFile.model_validate({**job.model_dump(), **OWN_TERMS})
+    write_file(home.policy_file, by_itself(read_text(home.policy_file)).encode())
     assert said(firm, job) is None
 
 

@@ -272,6 +272,7 @@ def test_what_is_not_listed_is_refused_even_if_a_person_approved(changes: dict[s
     assert caught.value.code is code
 
 
+FOUR_FIRMS = {**job_of().firms, "yu": "99" * 32}
 NEW_FIRM = {**job_of().firms, "lee": Identity.from_seed(b"\x09" * 32).public_bytes.hex()}
 
 
@@ -281,7 +282,7 @@ NEW_FIRM = {**job_of().firms, "lee": Identity.from_seed(b"\x09" * 32).public_byt
         pytest.param("new-model", {"model": {**job_of().model.model_dump(), "digest": "ee" * 32}}, "the model", id="m"),
         pytest.param("new-firm", {"firms": NEW_FIRM}, "roster, or with another key: lee", id="another key"),
         pytest.param("new-agreement", {"agreement": None}, "the agreement is new: Valley", id="agreement"),
-        pytest.param("weaker-cohort", {"firms": {**job_of().firms, "yu": "99" * 32}, "minimum_cohort": 4}, "of 3", id="c"),
+        pytest.param("weaker-cohort", {"firms": FOUR_FIRMS, "minimum_cohort": 4}, "sums of 3", id="cohort"),
     ],
 )  # fmt: skip
 def test_a_person_is_asked_about_what_is_new_unless_the_policy_says_not_to(
@@ -296,7 +297,7 @@ def test_a_person_is_asked_about_what_is_new_unless_the_policy_says_not_to(
 
 
 def test_before_any_job_was_approved_everything_is_new() -> None:
-    with pytest.raises(RefusedError, match="the model .* new in the roster.*: kim, lee, park; the agreement"):
+    with pytest.raises(RefusedError, match=r"the model .* new in the roster.*: kim, lee, park; the agreement"):
         check_decision(BY_ITSELF, agreed_job(), None, [])
 
 

@@ -51,8 +51,8 @@ def test_what_was_trained_is_known_after_a_restart_and_forgotten_after_days(tmp_
     file.add(at(7), 60)
     file.add(at(8), 60)
     assert TrainedFile(tmp_path / "state" / "trained.json").done == trained(7, 8)
-    file.add(at(7 + 49), 60)
-    assert file.done == trained(8, 56)
+    file.add(at(55.5), 60)
+    assert file.done == trained(8, 55.5)
 
 
 def test_a_damaged_account_limits_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dure_client.home import write_file
 from dure_client.ledger import read_records, totals
 from dure_lab.bench.spread import Spread
 from dure_lab.consortium import LocalConsortium, LocalConsortiumError, write_draft
-from dure_lab.homes import AGREED
+from dure_lab.homes import OWN_TERMS
 from dure_models.contract import Column, ColumnType, DataContract, Role
 from dure_protocols.job import JobFile
 from dure_server.store import JobState, RoundState
@@ -120,6 +120,7 @@ def draft_of(folder: Path, options: Mapping[str, float], num_rounds: int) -> Pat
     columns = (Column(name="target", type=ColumnType.FLOAT, role=Role.TARGET, range=(0, 1)),)
     (folder / "contract.toml").write_text(DataContract(name="none", title="No data", columns=columns).to_toml())
     values = {
+        **OWN_TERMS,
         "id": JOB_ID,
         "title": "Benchmark of a round",
         "model": MODEL,
@@ -129,7 +130,6 @@ def draft_of(folder: Path, options: Mapping[str, float], num_rounds: int) -> Pat
         "codec": {"clip": 0.02, "count_cap": 1000},
         "training": {"learning_rate": 1.0},
         "phase_seconds": 600.0,
-        **AGREED,
     }
     return write_draft(folder / "job.toml", values)
 

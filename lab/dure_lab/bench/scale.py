@@ -17,11 +17,10 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from dure_client.home import AgentConfig, AgentHome, keep_or_make_private, write_file
-from dure_client.policy import DEFAULT_TEXT
 from dure_lab.bench.round import MODEL, WARM_UP_ROUNDS, draft_of
 from dure_lab.bench.spread import Spread, significant
 from dure_lab.consortium import LocalConsortium, LocalConsortiumError
-from dure_lab.homes import agree_at_once
+from dure_lab.homes import by_itself
 from dure_models.digest import model_digest
 from dure_protocols.certificates import key_to_pem, new_serial, new_tls_key, read_certificate, signing_request
 from dure_protocols.identity import Identity
@@ -157,10 +156,10 @@ def _introduce(agents: Mapping[str, AgentHome]) -> None:
     pins = {name: home.identity().fingerprint for name, home in agents.items()}
     digest = model_digest(MODEL)
     for name, home in agents.items():
-        text = agree_at_once(DEFAULT_TEXT).replace('require_sandbox = "full"', 'require_sandbox = "off"')
-        pinned = "".join(f'{other} = "{value}"\n' for other, value in pins.items() if other != name)
-        text = text.replace("[firms]\n", f"[firms]\n{pinned}")
-        write_file(home.policy_file, f'{text}\n[[allowed_models]]\nname = "{MODEL}"\ndigest = "{digest}"\n'.encode())
+        lines = ['approve_jobs = "ask"', "ask_person = []", "purposes = []", 'require_sandbox = "off"', "[firms]"]
+        lines += [f'{other} = "{value}"' for other, value in pins.items() if other != name]
+        lines += ["[[allowed_models]]", f'name = "{MODEL}"', f'digest = "{digest}"']
+        write_file(home.policy_file, by_itself("\n".join(lines)).encode())
 
 
 def _wait_until_connected(consortium: LocalConsortium, num_agents: int) -> None:

@@ -92,7 +92,8 @@ class Conversation:
                     break
             last_look = now = self._clock()
             self._check_halt()
-            for firm in self._record.left() & set(missing.values()):  # nobody answers for it any more
+            has_waited = now - started > LOOK_UP_SECONDS
+            for firm in self._record.left() & set(missing.values()) if has_waited else ():  # nobody answers for it
                 missing = {ask_id: name for ask_id, name in missing.items() if name != firm}
                 yield Heard(firm, Refusal(firm, RefusalCode.LEFT), {}, {}, 0)
             if missing:

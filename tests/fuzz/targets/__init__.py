@@ -12,12 +12,13 @@ from tests.fuzz.targets.models import model_targets
 from tests.fuzz.targets.processes import process_targets
 from tests.fuzz.targets.protocol import protocol_targets
 from tests.fuzz.targets.running import running_targets
+from tests.fuzz.targets.statements import statement_targets
 from tests.fuzz.targets.sums import sum_targets
 
 Maker = Callable[[], Iterator[Target]]
 MAKERS: tuple[Maker, ...] = (
     *(protocol_targets, sum_targets, key_targets),
-    *(link_targets, file_targets, head_targets, process_targets, running_targets, model_targets),
+    *(link_targets, file_targets, head_targets, process_targets, running_targets, model_targets, statement_targets),
 )
 
 

@@ -15,16 +15,18 @@ from dure_client.data import mapping
 from dure_client.home import AgentConfig, AgentHome, HomeError
 from dure_client.jobs.approvals import ApprovalError, Decision, Verdict, decision_on
 from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.refusals import REFUSAL_FILE, last_refusal, note_refusal
 from dure_client.jobs.results import JobResult, ModelReport, ResultError
 from dure_client.ledger import Ledger, head_file, read_head, verify_file
 from dure_client.ledger_export import export, verify_export
 from dure_client.policy import Policy, PolicyError
+from dure_client.shifts import TrainedFile, Training
 from dure_client.trainer.service import TrainerService
 from dure_client.trainer.session import SessionError
 from dure_models.contract import DataContract
 from dure_models.errors import ContractError
 from dure_protocols import ledger as chain
-from dure_protocols.errors import MessageError
+from dure_protocols.errors import MessageError, RefusalCode
 from dure_protocols.global_state import GlobalState
 from dure_protocols.job import JobFile
 from dure_protocols.ledger import Head, LedgerError, LedgerRecord
@@ -51,11 +53,22 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 POLICY = f"""
 approve_jobs = "allowed-models"
 minimum_cohort = 4
+purposes = ["failure prediction"]
+vouchers_needed = 2
 [firms]
 lee = "{"ab" * 32}"
 [[allowed_models]]
 name = "tabular"
 digest = "{"cd" * 32}"
+[[agreements]]
+name = "Valley"
+version = "2"
+sha256 = "{"cd" * 32}"
+[[shifts]]
+window = "Mon-Fri 06:00-14:00"
+rounds = 4
+training_minutes = 2.5
+threads = 1
 """
 MAPPING = """
 [train]
@@ -244,6 +257,12 @@ def _job_targets() -> Iterator[Target]:
         check=lambda result: result.keeps,
         mutators=JSON,
     )
+    file, home = FromFile(scratch("trained") / "trained.json", _trained), _refusing()
+    trainings = [b'[{"at":"2026-03-02T08:00:00Z","seconds":60.0}]', b"[]"]
+    yield Target("trained", file, (), trainings, JSON_TEXT, mutators=JSON, base_bytes=PARSER_BYTES)
+    refusals = [(home.job_folder("job-1") / REFUSAL_FILE).read_bytes()]
+    reading = FromFile(home.job_folder("job-1") / REFUSAL_FILE, lambda: last_refusal(home, "job-1"))
+    yield Target("refusal-file", reading, (), refusals, JSON_TEXT, mutators=JSON)
     for number, other in enumerate((a_moving_job(statistics=2), a_job(statistics=2, selection_metric=None))):
         restoring = _Restoring(other, scratch(f"progress-{number}"))
         yield Target(
@@ -255,6 +274,17 @@ def _job_targets() -> Iterator[Target]:
             check=restoring.check,
             mutators=JSON,
         )
+
+
+def _trained() -> list[Training]:
+    return TrainedFile(scratch("trained") / "trained.json").done
+
+
+def _refusing() -> AgentHome:
+    home = AgentHome(scratch("refusing"))
+    home.job_folder("job-1").mkdir(parents=True)
+    note_refusal(home, "job-1", RefusalCode.ROSTER, "the firm 'park' is not accepted here", NOW)
+    return home
 
 
 def _array_targets() -> Iterator[Target]:

@@ -1,0 +1,265 @@
+"""A firm leaves a job or the consortium: at once, by its own files, and the server hears of it when it can."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dure_client.agent import Agent
+from dure_client.departure import Departure
+from dure_client.home import AgentHome, HomeError, write_file
+from dure_client.jobs.approvals import ApprovalError, Verdict, decide, known_job
+from dure_client.jobs.firm import Firm
+from dure_client.jobs.side import Given
+from dure_client.leaving import (
+    LAST_EXPORT,
+    LeavingError,
+    Remains,
+    check_is_member,
+    conclude,
+    declare,
+    erase_job,
+    leave_file,
+    receipt_file,
+    stored_receipt,
+    untold,
+    what_remains,
+)
+from dure_client.ledger import Ledger, verify_export
+from dure_client.link.client import LinkClient
+from dure_client.link.errors import LinkTimeoutError
+from dure_protocols.certificates import Authority, new_tls_key
+from dure_protocols.errors import RefusalCode
+from dure_protocols.frames import ArrayRef, Envelope
+from dure_protocols.job import JobFile
+from dure_protocols.leaving import Leave, LeaveReceipt
+from dure_protocols.ledger import Entry, RecordKind
+from dure_protocols.messages import Approval, AskKeys, Finish, KeyAdvertisement, Proposal, Refusal, encode
+from tests.client.test_link_agent import NODE, NOW, Calls, link  # noqa: F401  # a fixture
+from tests.compatibility import three_firms
+from tests.protocols.test_messages import SAMPLES
+
+NAME = "firm-a"
+AUTHORITY = Authority.create("valley", datetime(2026, 1, 1, tzinfo=UTC), key=new_tls_key(), serial=7)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def jobs() -> list[JobFile]:
+    """Two jobs."""
+    job, _ = three_firms.make_the_job()
+    return [job, JobFile.model_validate(job.model_dump() | {"id": "other"})]
+
+
+@pytest.fixture
+def home(tmp_path: Path, jobs: list[JobFile]) -> AgentHome:
+    three_firms.write_data(tmp_path / "data")
+    made = three_firms.make_homes(tmp_path / "firms", tmp_path / "data")[NAME]
+    write_file(made.root_file, AUTHORITY.certificate_pem)
+    for job in jobs:
+        decide(made, job, Verdict.APPROVED, now())
+    return made
+
+
+@pytest.fixture
+def firm(home: AgentHome, jobs: list[JobFile]) -> Iterator[Firm]:
+    """A firm that has keys of both jobs."""
+    with closing(Firm(home)) as made:
+        for job in jobs:
+            assert isinstance(made.answer(encode(Proposal(job.to_bytes())), Given()).message, Approval)
+            assert has_keys(made, job, 1)
+        yield made
+
+
+def has_keys(firm: Firm, job: JobFile, epoch: int) -> bool:
+    return isinstance(firm.answer(encode(AskKeys(job.digest(), epoch)), Given()).message, KeyAdvertisement)
+
+
+def requests(job: JobFile) -> list[bytes]:
+    digest = job.digest()
+    return [encode(each) for each in (Proposal(job.to_bytes()), AskKeys(digest, 2), Finish(digest, ()))]
+
+
+def receipt_for(statement: bytes) -> bytes:
+    return LeaveReceipt.make(Leave.decode(statement), 1_800_000_000, (), AUTHORITY).encode()
+
+
+def test_a_firm_that_left_a_job_answers_nothing_of_it_and_goes_on_with_the_others(
+    firm: Firm, home: AgentHome, jobs: list[JobFile]
+) -> None:
+    declare(home, "press", now())
+    for body in requests(jobs[0]):
+        assert firm.answer(body, Given()).message == Refusal(NAME, RefusalCode.LEFT)
+    assert known_job(home, "press").state == "left"
+    assert has_keys(firm, jobs[1], 2)
+    with closing(Firm(home)) as restarted:
+        for body in requests(jobs[0]):
+            assert restarted.answer(body, Given()).message == Refusal(NAME, RefusalCode.LEFT)
+        assert has_keys(restarted, jobs[1], 3)
+
+
+def test_leaving_is_for_good(home: AgentHome, jobs: list[JobFile]) -> None:
+    first = declare(home, "press", now())
+    assert declare(home, "press", now()) == first
+    first.check(home.identity().public_bytes)
+    for verdict in (Verdict.APPROVED, Verdict.REJECTED):
+        with pytest.raises(ApprovalError, match="left job 'press'"):
+            decide(home, jobs[0], verdict, now())
+
+
+def test_only_a_known_job_can_be_left(home: AgentHome) -> None:
+    with pytest.raises(ApprovalError, match="no job"):
+        declare(home, "../state", now())
+
+
+def test_who_left_the_consortium_answers_nothing_even_of_jobs_that_come_later(
+    firm: Firm, home: AgentHome, jobs: list[JobFile]
+) -> None:
+    declare(home, "", now())
+    later = JobFile.model_validate(jobs[0].model_dump() | {"id": "later"})
+    for job in (*jobs, later):
+        assert firm.answer(requests(job)[0], Given()).message == Refusal(NAME, RefusalCode.LEFT)
+
+
+def test_giving_up_ends_the_trainer_and_erases_keys_while_nobody_is_at_work(
+    firm: Firm, home: AgentHome, jobs: list[JobFile]
+) -> None:
+    declare(home, "press", now())
+    opened = firm._jobs[jobs[0].digest()]
+    memory = home.state / "released.bin"
+    write_file(memory, b"what guards later jobs")
+    looks = []
+
+    def erase() -> None:
+        looks.append((opened.trainer._is_shut, opened.side._lock.locked()))
+        erase_job(home, "press")
+
+    firm.give_up("press", erase)
+    assert looks == [(True, True)]
+    assert not (home.job_folder("press") / "session.bin").exists()
+    assert (home.job_folder("other") / "session.bin").exists()
+    assert memory.exists()
+    assert (home.job_folder("press") / "job.json").exists()
+
+
+class Server:
+    """Takes statements once it is reachable."""
+
+    def __init__(self) -> None:
+        self.heard: list[Leave] = []
+        self.is_there = False
+
+    def __call__(self, statement: bytes, _: float) -> bytes:
+        if not self.is_there:
+            raise LinkTimeoutError("nobody is there")
+        self.heard.append(Leave.decode(statement))
+        return receipt_for(statement)
+
+
+@pytest.mark.parametrize("job", ["press", ""])
+def test_keys_of_a_job_go_at_once_and_the_server_hears_of_it_when_it_is_there(
+    firm: Firm, home: AgentHome, job: str
+) -> None:
+    statement, server, gone = declare(home, job, now()), Server(), threading.Event()
+    with Ledger(home.ledger_file, home.identity()) as ledger:
+        ledger.record(Entry(RecordKind.APPROVAL, 1, bytes(32), "press"))
+    identity = home.identity()
+
+    def departure() -> Departure:
+        return Departure(home, server, threading.Event(), give_up=firm.give_up, gone=gone.set)
+
+    with pytest.raises(LinkTimeoutError):
+        departure()._look()
+    assert not (home.job_folder("press") / "session.bin").exists()
+    assert untold(home) == [statement]
+    assert stored_receipt(home, job) is None
+    server.is_there = True
+    assert departure()._look() is (job == "")  # another process, after a restart
+    assert server.heard == [statement]
+    assert untold(home) == []
+    kept = stored_receipt(home, job)
+    assert kept is not None
+    assert kept.leave == statement
+    assert gone.is_set() is (job == "")
+    assert home.identity_key_file.exists() is (job != "")
+    if job == "":
+        verify_export(home.ledger_file.with_name(LAST_EXPORT), identity.fingerprint)
+        with pytest.raises(HomeError, match="left the consortium"):
+            check_is_member(home)
+
+
+def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:
+    statement = declare(home, "", now())
+    other = Authority.create("valley", datetime(2026, 1, 1, tzinfo=UTC), key=new_tls_key(), serial=7)
+    with pytest.raises(LeavingError, match="not the consortium's"):
+        conclude(home, statement, LeaveReceipt.make(statement, 1, (), other).encode())
+    assert not receipt_file(home, "").exists()
+    assert home.identity_key_file.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x01", b"\xff" * 300])
+def test_a_damaged_statement_still_keeps_the_firm_out(home: AgentHome, firm: Firm, jobs: list, damage: bytes) -> None:
+    declare(home, "press", now())
+    leave_file(home, "press").write_bytes(damage)
+    assert firm.answer(requests(jobs[0])[0], Given()).message == Refusal(NAME, RefusalCode.LEFT)
+    with pytest.raises(LeavingError, match="leave again"):
+        untold(home)
+
+
+def test_what_remains_is_what_the_ledger_says_was_released(home: AgentHome) -> None:
+    with Ledger(home.ledger_file, home.identity()) as ledger:
+        for number, kind in (
+            (0, "release"),
+            (1, "release"),
+            (2, "masked-update"),
+            (1, "masked-update"),
+            (4, "release"),
+        ):
+            ledger.record(Entry(RecordKind(kind), 10, bytes(32), "press", number, 1))
+        ledger.record(Entry(RecordKind.RELEASE, 10, bytes(32), "other", 9, 1))
+    assert what_remains(home, ["press"]) == [Remains("press", "retry", ((0, 1), (4, 4)), ((2, 2),))]
+
+
+class Sent:
+    """Takes the place of the link: notes what would leave."""
+
+    def __init__(self) -> None:
+        self.replies: list[Envelope] = []
+        self.blobs: list[str] = []
+
+    def upload(self, _file: Path, ref: ArrayRef, _reply: Envelope, _seconds: float) -> None:
+        self.blobs.append(ref.sha256)
+
+    def reply(self, reply: Envelope, _kind: RecordKind, _seconds: float) -> None:
+        self.replies.append(reply)
+
+
+def test_an_answer_that_was_made_before_does_not_leave_any_more(
+    tmp_path: Path,
+    link: LinkClient,  # noqa: F811
+) -> None:
+    left: set[str] = set()
+    agent = Agent(tmp_path, NODE, link, Calls(), clock=lambda: NOW, has_left=left.__contains__)
+    sent = agent._link = Sent()
+    message = Envelope.request(1, NODE, "press/1/1/update", "query.dure", b"", (), NOW, 60.0)
+    vector = np.arange(2_000, dtype=np.uint64)
+    blob = vector.tobytes()
+    (tmp_path / "outbox" / hashlib.sha256(blob).hexdigest()).write_bytes(blob)
+    receipt = next(each for each in SAMPLES if type(each).__name__ == "MaskedUpdate")
+    made = message.reply(encode(receipt), (ArrayRef.of("masked", vector),), created_at=NOW)
+    agent._keep(tmp_path / "answers" / message.message_id, made)
+    left.add("press")
+    agent.handle(message)
+    assert sent.blobs == []
+    assert [reply.error_code for reply in sent.replies] == [RefusalCode.LEFT]
+    left.clear()
+    agent.handle(message)
+    assert [reply.error_code for reply in sent.replies] == [RefusalCode.LEFT] * 2, "what was said once is said again"
