@@ -146,13 +146,14 @@ def result(home: AgentHome, job: JobFile) -> JobResult | None:
 
 
 def trainer_of(consortium: LocalConsortium, firm: str, job: JobFile) -> psutil.Process | None:
-    """The process in which a firm trains for a job."""
+    """The process in which a firm trains for a job: the innermost, where a sandbox's own processes are around it."""
     scratch = str(consortium.agents[firm].job_folder(job.id) / "scratch")
+    found = None
     for child in _children(consortium.processes[firm].popen.pid):
         with contextlib.suppress(psutil.Error):
             if scratch in child.cmdline():
-                return child
-    return None
+                found = child
+    return found
 
 
 def server_part(consortium: LocalConsortium, *argv: str) -> psutil.Process | None:
