@@ -30,7 +30,8 @@ from dure_client.leaving import (
     untold,
     what_remains,
 )
-from dure_client.ledger import Ledger, verify_export
+from dure_client.ledger import Ledger
+from dure_client.ledger_export import verify_export
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkTimeoutError
 from dure_protocols.certificates import Authority, new_tls_key

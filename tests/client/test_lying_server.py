@@ -19,6 +19,7 @@ from dure_client.jobs.approvals import Verdict, decide, known_job
 from dure_client.jobs.firm import Firm
 from dure_client.jobs.refusals import last_refusal
 from dure_client.jobs.side import Given
+from dure_client.packages.admission import installed_digest
 from dure_client.policy import read_text
 from dure_protocols.errors import RefusalCode
 from dure_protocols.frames import DURE_MESSAGE_TYPE, Envelope
@@ -156,7 +157,7 @@ PROPOSED = {
         "dure-agent approve job-2",
     ),
 }
-RUL = firm_module.installed_models("rul")["rul"]
+RUL = installed_digest("rul")["rul"]
 
 
 @pytest.mark.parametrize("attack", PROPOSED)
