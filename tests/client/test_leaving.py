@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dure_client.agent import Agent
+from dure_client.commands.leave import leave_job
 from dure_client.departure import Departure
 from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import ApprovalError, Verdict, decide, known_job
@@ -264,3 +265,12 @@ def test_an_answer_that_was_made_before_does_not_leave_any_more(
     left.clear()
     agent.handle(message)
     assert [reply.error_code for reply in sent.replies] == [RefusalCode.LEFT] * 2, "what was said once is said again"
+
+
+@pytest.mark.usefixtures("firm")
+def test_the_page_leaves_a_job_as_the_command_does_though_nobody_hears_it(home: AgentHome) -> None:
+    write_file(home.tls_certificate_file, AUTHORITY.certificate_pem)
+    said = leave_job(home, "press", seconds=0.2)
+    assert said == "This firm left press. The server hears of it once it is reachable and the agent runs."
+    assert known_job(home, "press").state == "left"
+    assert [statement.job for statement in untold(home)] == ["press"]

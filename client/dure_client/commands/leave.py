@@ -22,6 +22,8 @@ from dure_protocols.errors import DureError
 from dure_protocols.leaving import Leave, LeaveReceipt, told_runs
 
 POLL_SECONDS = 0.1
+PAGE_SECONDS = 5.0
+"""How long the firm's page waits for the server's receipt."""
 
 
 def leave(
@@ -57,6 +59,18 @@ def leave(
         )
         return
     _print_receipt(receipt, out)
+
+
+def leave_job(home: AgentHome, job: str, seconds: float = PAGE_SECONDS) -> str:
+    """Leave a job as the command does. Returns how it went, in a sentence; called by the firm's page.
+
+    Raises LeavingError, HomeError, ApprovalError.
+    """
+    receipt = _tell(home, leaving.declare(home, job, datetime.now(UTC)), seconds, Console(quiet=True))
+    if receipt is None:
+        return f"This firm left {job}. The server hears of it once it is reachable and the agent runs."
+    num_sums = sum(part.num_sums for part in receipt.parts)
+    return f"This firm left {job}, and the server has receipted it. {num_sums} published sums hold its updates."
 
 
 def _tell(home: AgentHome, statement: Leave, seconds: float, out: Console) -> LeaveReceipt | None:

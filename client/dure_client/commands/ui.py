@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from dure_client.commands.join import HomeOption
+from dure_client.commands.leave import leave_job
 from dure_client.home import AgentHome
 
 
@@ -36,4 +37,4 @@ def ui(
         )
         out.print("[dim]Only this machine reaches it. Ctrl-C ends it; the agent runs on.[/]")
 
-    serve.serve(AgentHome(home), serve.PORT if port is None else port, tell)
+    serve.serve(AgentHome(home), serve.PORT if port is None else port, tell, leave_job)
