@@ -12,6 +12,7 @@ WITHOUT_A_TARGET = {
     "dure_protocols.secagg.server:Attempt.unmask": "takes decoded messages; what it opens is the target `escrow`",
     "dure_server.coordinator.course:_run": "the first model that this server wrote; GlobalState checks its digest",
     "dure_server.coordinator.record:JobRecord.operation": "what `changed_operation` let into the store",
+    "dure_client.trainer.sandbox.python_files:python_files": "what this very Python says of itself",
     "dure_client.commands.server:_write": "what the firm's own user says on the command line",
     "dure_client.home:AgentHome.key_settings": "what the firm's own environment says",
     "dure_client.keystore:_TokenKey.__init__": "the public key that the firm's own token shows",

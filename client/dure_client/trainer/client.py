@@ -84,7 +84,7 @@ class TrainerClient:
         """Nothing is started yet. `environment` adds to the trainer's minimal one; `module` is the process to start;
         `sandbox` and `limits` are this host's strongest and usual ones unless given; `called` is told each call's
         method and seconds."""
-        self._sandbox, self._limits = sandbox or find_sandbox(), limits
+        self._sandbox, self._limits = sandbox, limits
         self._called = called
         self._module = module
         self._is_shut = False
@@ -225,7 +225,7 @@ class TrainerClient:
             self._scratch.clear()
             self._process = start(
                 self._places,
-                self._sandbox,
+                self._sandbox or find_sandbox(),
                 limits=self._limits,
                 num_threads=self._num_threads,
                 timeout_seconds=self._deadlines.start,

@@ -18,6 +18,7 @@ from dure_client.trainer import messages as m
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TrainerPlaces
+from dure_client.trainer.scratch import FLOAT32, Scratch, ScratchError
 from dure_client.trainer.service import _parsed
 from dure_client.trainer.session import SessionError, _terms
 from dure_models import registry
@@ -35,7 +36,7 @@ from dure_server.enrolment.service import EnrolmentService
 from dure_server.flower.firms import _grid_answer
 from tests.fuzz.mutate import JSON
 from tests.fuzz.target import Target
-from tests.fuzz.targets.files import PARSER_BYTES
+from tests.fuzz.targets.files import PARSER_BYTES, FromFile
 from tests.fuzz.targets.keys import pems
 from tests.fuzz.targets.scratch import scratch
 from tests.models.samples import ENGINE_OPTIONS, ENGINES, PRESS
@@ -90,6 +91,11 @@ def _trainer_targets() -> Iterator[Target]:
         seeds = [request.model_dump_json().encode()]
         name = f"trainer/{type(request).__name__.removesuffix('Request').lower()}-request"
         yield Target(name, _Parsing(type(request)), (SessionError,), seeds, TEXT, check=_check_counts, mutators=JSON)
+
+    folder = scratch("arrays")
+    array = np.array([1.5, -2.0], FLOAT32)
+    taking = FromFile(folder / "a-1.f32", lambda: Scratch(folder).take("a-1.f32", FLOAT32, 2))
+    yield Target("trainer/array", taking, (ScratchError,), [array.tobytes()], 2, encode=np.ndarray.tobytes)
 
     settings = {"num_rounds": 3, "learning_rate": 0.1}
     changes = [
