@@ -75,6 +75,9 @@ class NoTrainer(TrainerClient):
         del seed
         return OwnModel(self._zeros, 0, {"mean": 0.0}, {"mean": 0.0})
 
+    def use_threads(self, num_threads: int) -> None:
+        """There is no process to use them."""
+
     def close(self) -> None:
         """There is no process to end."""
 

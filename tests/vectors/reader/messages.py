@@ -128,11 +128,14 @@ CODES = {
     "escrow",
     "malformed",
     "training",
+    "purpose",
+    "agreement",
+    "left",
     "state-lost",
     "internal",
 }
 
-REASONS = {"paused", "maintenance"}
+REASONS = {"paused", "maintenance", "limit"}
 
 
 def encode(message):
