@@ -16,6 +16,7 @@ from dure_client.departure import Departure
 from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import ApprovalError, Verdict, decide, known_job
 from dure_client.jobs.firm import Firm
+from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.side import Given
 from dure_client.leaving import (
     LAST_EXPORT,
@@ -67,6 +68,7 @@ def home(tmp_path: Path, jobs: list[JobFile]) -> AgentHome:
     made = three_firms.make_homes(tmp_path / "firms", tmp_path / "data")[NAME]
     write_file(made.root_file, AUTHORITY.certificate_pem)
     for job in jobs:
+        JobFolder(made.job_folder(job.id)).save_job(job)
         decide(made, job, Verdict.APPROVED, now())
     return made
 

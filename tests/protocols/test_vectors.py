@@ -75,9 +75,9 @@ def test_every_message_and_every_refusal_of_a_firm_s_session_is_in_the_vectors()
     assert kinds == {cls.__name__ for cls in messages._CLASSES.values()}
     told = {step.get("refusal") for _, case in CASES for step in case["expected"].get("replies", [])}
     told |= {case["expected"].get("refusal") for _, case in CASES}
-    elsewhere = (
-        "NOT_APPROVED REJECTED_BY_FIRM UNKNOWN_JOB UNKNOWN_MODEL MODEL_DIGEST CONTRACT DATA TRAINING SANDBOX INTERNAL"
-    )
+    elsewhere = """
+        NOT_APPROVED REJECTED_BY_FIRM UNKNOWN_JOB UNKNOWN_MODEL MODEL_DIGEST CONTRACT DATA PURPOSE AGREEMENT TRAINING
+        SANDBOX LEFT INTERNAL"""
     assert set(RefusalCode) - told == {RefusalCode[code] for code in elsewhere.split()}
 
 

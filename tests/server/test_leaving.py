@@ -25,7 +25,6 @@ class Site:
         self.membership = StoreMembership(store, self.authority)
         self.certificates = {}
         with store.transaction() as at:
-            at.consortium.create("Millers", self.authority.fingerprint)
             for number, firm in enumerate(FIRMS):
                 at.firms.invite(firm)
                 at.firms.join(firm, identity(firm).public_bytes, "test")

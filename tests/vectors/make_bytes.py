@@ -4,6 +4,7 @@ from dure_protocols.errors import RefusalCode
 from tests.vectors.make_scene import pattern
 
 LONG = pattern("part", 70)
+NOON = (1_800_000_000).to_bytes(8, "big")
 
 
 def case(name, operation, inputs, expects=None):
@@ -33,6 +34,13 @@ def digest_cases():
     for label in ("dure join", "dure vote"):
         inputs = {"seed": pattern("identity").hex(), "label": label, "parts": [pattern("job").hex(), "00"]}
         yield case(f"signature: {label}", "signature", inputs)
+    for name, label, parts in (
+        ("a vouch", "dure vouch", [b"valley", b"firm-d", pattern("fingerprint"), b"firm-a"]),
+        ("leaving a job", "dure leave", [b"valley", b"firm-a", b"job-1", pattern("job"), NOON]),
+        ("leaving all", "dure leave", [b"valley", b"firm-a", b"", bytes(32), NOON]),
+    ):
+        inputs = {"seed": pattern("identity").hex(), "label": label, "parts": [part.hex() for part in parts]}
+        yield case(f"signature: {name}", "signature", inputs)
     approval = {"seed": pattern("identity").hex(), "label": "dure approval"}
     approval["parts"] = [pattern("job").hex(), b"firm-a".hex()]
     yield case("signature: an approval, over job digest and firm", "signature", approval)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dure_protocols.global_state import GlobalState, layout_of, model_digest
-from dure_protocols.job import JobFile
+from dure_protocols.job import Agreement, JobFile
 from dure_protocols.secagg.codec import Contribution, VectorLayout, add_contribution
 from dure_protocols.secagg.layout import TAG_WORDS
 from dure_protocols.secagg.rows import tag_of
@@ -253,6 +253,11 @@ def model_cases():
     yield case("refused: the same file with a blank", "job", {"text": text + " "}, {"refusal": "malformed"})
     threshold = _job(mode="threshold", threshold=3).to_bytes().decode()
     yield case("a job in threshold mode", "job", {"text": threshold})
+    agreement = Agreement(name="Valley agreement", version="2", sha256="cd" * 32)
+    agreed = _job(purpose="failure prediction", agreement=agreement)
+    yield case("a job with a purpose, under an agreement", "job", {"text": agreed.to_bytes().decode()})
+    unset = agreed.to_bytes().decode().replace('"purpose":"failure prediction"', '"purpose":null')
+    yield case("refused: a purpose that is written and not there", "job", {"text": unset}, {"refusal": "malformed"})
     means = update("mean", 7, 0.01).tobytes().hex()
     for rate in (1.0, 0.7):
         inputs = {"model": INITIAL.tobytes().hex(), "mean": means, "learning_rate": rate}

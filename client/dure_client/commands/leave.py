@@ -75,7 +75,7 @@ def leave_job(home: AgentHome, job: str, seconds: float = PAGE_SECONDS) -> str:
 
 def _tell(home: AgentHome, statement: Leave, seconds: float, out: Console) -> LeaveReceipt | None:
     """Have it carried out: by the agent that runs here, or by this process."""
-    if read_health(home, datetime.now(UTC)) is not Health.NOT_RUNNING:
+    if home.has_joined and read_health(home, datetime.now(UTC)) is not Health.NOT_RUNNING:
         out.print("[dim]The agent that runs here gives up what it is doing and tells the server.[/]")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -87,6 +87,8 @@ def _tell(home: AgentHome, statement: Leave, seconds: float, out: Console) -> Le
     for job in leaving.left_jobs(home):
         leaving.erase_job(home, job)
     out.print("[green]✓[/] Its keys are erased.")
+    if not home.has_joined:  # on a SuperLink, which has no way to be told; the operator sees the refusals
+        return None
     try:
         return _send(home, statement, seconds)
     except (LinkError, DureError) as error:

@@ -128,12 +128,15 @@ CODES = {
     "escrow",
     "malformed",
     "training",
+    "purpose",
+    "agreement",
+    "left",
     "state-lost",
     "sandbox",
     "internal",
 }
 
-REASONS = {"paused", "maintenance"}
+REASONS = {"paused", "maintenance", "limit"}
 
 
 def encode(message):

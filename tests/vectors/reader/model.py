@@ -22,6 +22,8 @@ def job_digest(data):
         raise Refused("malformed") from None
     if canonical(values) != data:
         raise Refused("malformed")
+    if isinstance(values, dict) and None in (values.get("purpose", ""), values.get("agreement", "")):
+        raise Refused("malformed")  # left out where there is none
     return sha256(data)
 
 
