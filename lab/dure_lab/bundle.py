@@ -25,7 +25,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cyclonedx.factory.license import LicenseFactory
+from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
@@ -183,7 +183,7 @@ def fetch_wheels(project: Path, folder: Path, constraints: Path) -> None:
     try:
         subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, project], check=True)
         (own,) = folder.glob("dure-*.whl")
-        pinned = ["--only-binary", ":all:", "--constraint", constraints, "--dest", folder]
+        pinned: list[str | Path] = ["--only-binary", ":all:", "--constraint", constraints, "--dest", folder]
         subprocess.run([*pip, "download", "--quiet", *pinned, f"{own}[agent]"], check=True)
     except subprocess.CalledProcessError as error:
         raise BundleError(
