@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-.PHONY: help install demo test test-outage lint format fuzz chaos endurance bench bench-scale bench-secagg gain clean
+.PHONY: help install demo test test-outage lint format fuzz chaos endurance bench bench-scale bench-secagg gain bundle clean
 
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
@@ -21,6 +21,7 @@ help:
 	@echo "make endurance 500 rounds of a small job: is any process's memory or number of open files growing?"
 	@echo "make fuzz      feed mutated bytes to every decoder (ARGS='--seconds 600 --target messages')"
 	@echo "make gain      alone, federated and pooled over five seeds on simulated data (ARGS='--data DIR')"
+	@echo "make bundle    the agent as one signed folder for a site without a network (ARGS='--key release.key')"
 
 install: $(STAMP)
 
@@ -72,6 +73,9 @@ bench: $(STAMP)
 
 gain: $(STAMP)
 	@$(QUIET) $(BIN)/dure bench gain $(ARGS)
+
+bundle: $(STAMP)
+	@$(BIN)/python -m dure_lab.bundle $(ARGS)
 
 clean:
 	rm -rf $(VENV) dure-demo
