@@ -3,6 +3,7 @@
 An error that Dure raises on purpose is one red sentence and exit code 1; `--debug` shows where it came from.
 """
 
+import os
 from typing import Annotated
 
 import click
@@ -79,6 +80,7 @@ app.add_typer(server.proxy_app, name="proxy")
 
 def main() -> None:
     """The console script."""
+    os.umask(0o077)  # whatever a command writes is this user's alone, also where a library writes it
     app(prog_name="dure-agent")
 
 

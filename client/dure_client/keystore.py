@@ -22,7 +22,8 @@ from dure_protocols.errors import DureError
 from dure_protocols.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity
 
 if TYPE_CHECKING:
-    from pkcs11 import PrivateKey, Session
+    from pkcs11 import Session
+    from pkcs11.types import SignMixin
 
 DEFAULT_LABEL: Final = "dure-identity"
 _ED25519: Final = bytes.fromhex("130c") + b"edwards25519"  # PrintableString curveName, as PKCS#11 3.0 names the curve
@@ -96,10 +97,13 @@ class TokenKeyStore:
 
     def _find(self, session: "Session") -> Identity | None:
         import pkcs11  # noqa: PLC0415
+        from pkcs11.types import SignMixin  # noqa: PLC0415
 
         kinds = (pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.ObjectClass.PUBLIC_KEY)
         try:
             private, public = (session.get_key(kind, pkcs11.KeyType.EC_EDWARDS, self._label) for kind in kinds)
+            if not isinstance(private, SignMixin):
+                raise KeyStoreError(f"the token {self._token!r} does not let its key {self._label!r} sign")
             return Identity(_TokenKey(private, public[pkcs11.Attribute.EC_POINT]))
         except pkcs11.NoSuchKey:
             return None
@@ -145,7 +149,7 @@ class TokenKeyStore:
 class _TokenKey:
     """An Ed25519 key on a token. Sessions do one thing at a time, and the agent signs in several threads."""
 
-    def __init__(self, private: "PrivateKey", point: bytes) -> None:
+    def __init__(self, private: "SignMixin", point: bytes) -> None:
         # Tokens wrap the point as PKCS#11 2.40 says, or give it bare as 3.0 does.
         raw = point.removeprefix(_OCTET_STRING) if len(point) > PUBLIC_KEY_BYTES else point
         self._private, self._public = private, Ed25519PublicKey.from_public_bytes(raw)

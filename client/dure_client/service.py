@@ -1,11 +1,12 @@
 """What makes the agent a service of this machine: the texts of its unit, its user, its settings file. Pure.
 
-The unit is as tight as the agent and its trainer allow. Three things stay open, and why:
+The unit is as tight as the agent and its trainer allow. Four things stay open, and why:
 
 - MemoryDenyWriteExecute: numba and torch compile code in memory; with it `import numba` already fails.
 - User namespaces and mounts: the trainer's sandbox (bubblewrap) is made of them. The agent has no capability outside.
 - ProtectKernelTunables, ProtectKernelLogs and ProcSubset: they lay mounts over /proc, and under such a /proc the kernel
   refuses the sandbox a /proc of its own. What they protect needs root, which the agent's user is not and cannot become.
+- ProtectHostname: it refuses the call by which the sandbox names its own host. The machine's own name needs root.
 """
 
 from collections.abc import Iterable
@@ -78,7 +79,6 @@ def systemd_unit(service: Service) -> str:
         "# Kernel.",
         "ProtectClock=yes",
         "ProtectControlGroups=yes",
-        "ProtectHostname=yes",
         "ProtectKernelModules=yes",
         "LockPersonality=yes",
         "RestrictRealtime=yes",
@@ -86,13 +86,14 @@ def systemd_unit(service: Service) -> str:
         "",
         "# Calls: what services need, and the mounts of the trainer's sandbox. AF_NETLINK is for its loopback and DNS.",
         "SystemCallArchitectures=native",
-        "SystemCallFilter=@system-service @mount",
+        "SystemCallFilter=@system-service @mount sethostname",
         "SystemCallErrorNumber=EPERM",
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
         "RestrictNamespaces=user mnt pid net ipc uts cgroup",
         "",
         "# Not set, because the agent would not run: MemoryDenyWriteExecute (numba and torch compile in memory);",
-        "# ProtectKernelTunables, ProtectKernelLogs, ProcSubset (under their /proc the sandbox gets none of its own).",
+        "# ProtectKernelTunables, ProtectKernelLogs, ProcSubset (under their /proc the sandbox gets none of its own);",
+        "# ProtectHostname (the sandbox names its own host, and the unit would refuse it that).",
         "",
         "[Install]",
         "WantedBy=multi-user.target",

@@ -1,10 +1,12 @@
 """`dure-agent install`: a unit that systemd accepts and that is tight, a settings file of mode 0600."""
 
+import ctypes
 import os
 import platform
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -87,16 +89,26 @@ def test_a_home_below_home_is_shown_to_the_service(tmp_path: Path) -> None:
 
 
 def test_no_setting_is_in_argv_and_the_settings_file_is_private(tmp_path: Path) -> None:
-    old = os.umask(0)
-    try:
-        unit = written(tmp_path)
-    finally:
-        os.umask(old)
+    unit = written(tmp_path)
     command = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
     assert command == f"ExecStart={Path(sys.prefix) / 'bin' / 'dure-agent'} run"
     settings = tmp_path / "etc/dure/agent.env"
     assert settings.stat().st_mode & 0o777 == 0o600
     assert [line[1:-1] for line in settings.read_text().splitlines() if line.startswith("#DURE")] == variables()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_do_not_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    try:
+        written(tmp_path)
+    finally:
+        os.umask(old)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes.pop("etc/dure/agent.env") == 0o600
+    folders = {name for name in modes if (tmp_path / name).is_dir()}
+    assert {modes[name] for name in folders} == {0o755}
+    assert {mode for name, mode in modes.items() if name not in folders} == {0o644}
 
 
 def test_installing_again_keeps_the_firms_settings_and_nobody_elses_unit_is_touched(tmp_path: Path) -> None:
@@ -178,19 +190,60 @@ def test_compiling_in_memory_is_why_the_unit_does_not_deny_it() -> None:
     assert "cannot allocate executable memory" in done.stderr
 
 
-SANDBOX = "--unshare-all --ro-bind / / --proc /proc --dev /dev true"
+SANDBOX = "--unshare-all --hostname trainer --cap-drop ALL --ro-bind / / --proc /proc --dev /dev --remount-ro / true"
 AS_THE_SERVICE = "setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all"
+CALL_NUMBERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+
+
+def expanded(group: str) -> set[str]:
+    """The system calls of one of systemd's groups."""
+    lines = [line.strip() for line in analyze("syscall-filter", group).stdout.splitlines()[1:]]
+    names = {line for line in lines if line and not line.startswith("#")}
+    return {name for name in names if name[0] != "@"}.union(*(expanded(name) for name in names if name[0] == "@"))
+
+
+def calls_of(unit: str) -> set[str]:
+    """The system calls that a unit allows."""
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and line[0] != "#")
+    calls = set().union(*(expanded(w) if w[0] == "@" else {w} for w in settings["SystemCallFilter"].split()))
+    return calls - ({"sethostname", "setdomainname"} if settings.get("ProtectHostname") == "yes" else set())
+
+
+def confined_to(calls: set[str]) -> None:
+    """Allow this process and its children no other system calls: EPERM, as the unit says."""
+    numbers = dict(re.findall(r"#define __NR_(\w+) (\d+)", CALL_NUMBERS.read_text()))
+    load_number, refuse, allow = (0x20, 0, 0, 0), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)
+    allowed = [int(numbers[name]) for name in calls & numbers.keys()]
+    program = [load_number, *(step for n in allowed for step in ((0x15, 0, 1, n), allow)), refuse]
+    code = b"".join(struct.pack("HBBI", *step) for step in program)
+    buffer = ctypes.create_string_buffer(code)
+    described = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, described, 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 @pytest.mark.parametrize(("covered", "starts"), [(False, True), (True, False)])
-def test_a_sandbox_starts_without_rights_but_not_under_a_covered_proc(covered: bool, starts: bool) -> None:
-    """Why the unit leaves namespaces open and does not protect kernel tunables: those cover /proc with mounts."""
-    if os.geteuid() != 0 or shutil.which("bwrap") is None or shutil.which("setpriv") is None:
+def test_a_sandbox_starts_under_the_units_limits_but_not_under_a_covered_proc(
+    tmp_path: Path, covered: bool, starts: bool
+) -> None:
+    """What the trainer's sandbox does, with the unit's rights and system calls; and why nothing covers /proc."""
+    if os.geteuid() != 0 or any(shutil.which(program) is None for program in ("bwrap", "setpriv")):
         lacking("needs root and bubblewrap: apt-get install bubblewrap util-linux")
-    cover = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&" if covered else ""
-    script = f"{cover} {AS_THE_SERVICE} bwrap {SANDBOX}"
-    command = ["unshare", "--mount", "sh", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if platform.machine() != "x86_64" or not CALL_NUMBERS.exists():
+        lacking("needs the numbers of system calls of x86_64: apt-get install linux-libc-dev")
+    calls = calls_of(written(tmp_path))
+    script = f"exec {AS_THE_SERVICE} bwrap {SANDBOX}"
+    if covered:  # by the mounts that ProtectKernelTunables makes
+        script = f"mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && {script}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        preexec_fn=lambda: confined_to(calls),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode == 0) == starts, done.stderr
     assert ("mount proc" in done.stderr) != starts
 

@@ -123,9 +123,16 @@ def _write(file: Path, text: str) -> None:
         return  # the firm's own by now
     if file.exists() and file.suffix != ".xml":
         _check_ours(file)
-    _try(lambda: file.parent.mkdir(parents=True, exist_ok=True), file)
+    _try(lambda: _make_folders(file.parent), file)
     _try(lambda: _replace(file, text, 0o600 if is_settings else 0o644), file)
     typer.echo(f"Written: {file}")
+
+
+def _make_folders(folder: Path) -> None:
+    """Folders of the system, which all may read whatever the umask: a staged tree is copied over the real one."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir()
+        missing.chmod(0o755)
 
 
 def _replace(file: Path, text: str, mode: int) -> None:
