@@ -23,6 +23,7 @@ from typing import Final
 import grpc
 import numpy as np
 
+from dure_client.home import flush_folder
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkError, LinkRefusedError, NotAdmittedError
 from dure_client.link.transfer import write_all
@@ -316,15 +317,7 @@ def _write_durably(file: Path, content: bytes) -> None:
         write_all(opened, content)
         os.fsync(opened.fileno())
     aside.rename(file)
-    _flush_folder(file.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(file.parent)
 
 
 def _newest_first(folder: Path) -> list[Path]:

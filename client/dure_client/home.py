@@ -328,7 +328,7 @@ def keep_or_make_private(path: Path, content: bytes) -> bytes:
         return read_private(path)
     finally:
         aside.unlink()
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
     return content
 
 
@@ -336,7 +336,7 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file whole or not at all, and flush it to disk."""
     aside = _write_aside(path, content, mode)
     aside.replace(path)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _write_aside(path: Path, content: bytes, mode: int) -> Path:
@@ -349,7 +349,8 @@ def _write_aside(path: Path, content: bytes, mode: int) -> Path:
     return Path(aside)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

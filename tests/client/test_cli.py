@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from dure_client.absence import pause_in_force
 from dure_client.cli import app
 from dure_client.home import AgentConfig, AgentHome, keep_or_make_private
 from dure_client.jobs.approvals import Verdict, decide, decision_on, known_job
@@ -262,3 +263,23 @@ def test_the_program_starts_light() -> None:
         stdout=subprocess.PIPE, check=True, timeout=60, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.stdout.strip() == b"set()"
+
+
+@pytest.mark.parametrize("job", [[], ["job-1"]], ids=["every job", "one job"])
+def test_a_pause_holds_until_resume_or_for_so_many_hours(home: AgentHome, job: list[str]) -> None:
+    assert "until `dure-agent resume" in run(home, "pause", *job).stdout
+    name, now = (job or [None])[0], datetime.now(UTC)
+    held = pause_in_force(home, name, now)
+    assert held is not None
+    assert held.until is None
+    assert run(home, "pause", *job, "--hours", "2").exit_code == 0
+    assert pause_in_force(home, name, now + timedelta(minutes=119)) is not None
+    assert pause_in_force(home, name, now + timedelta(minutes=121)) is None
+    assert "goes on here" in run(home, "resume", *job).stdout
+    assert "Nothing was paused" in run(home, "resume", *job).stdout
+
+
+def test_a_pause_of_an_unknown_job_says_which_there_are(home: AgentHome) -> None:
+    refused = run(home, "pause", "job-9")
+    assert refused.exit_code != 0
+    assert "known: job-1" in " ".join(refused.stderr.split())

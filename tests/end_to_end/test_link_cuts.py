@@ -122,11 +122,13 @@ def test_a_download_goes_on_after_the_agent_was_started_again_and_old_parts_are_
     part = tmp_path / "inbox" / f"{message.arrays[0].sha256}.part"
     with Wire(site.port, cuts=[("down", 2_000_000)]) as wire:
         first = site.client(firm, port=wire.port)
-        in_background(agent_on(first).run)
+        running = in_background(agent_on(first).run)
         eventually(lambda: wire.num_down >= 2_000_000)
         wire.down()
         first.close()
+        running.join(15)  # until then it may still write what has arrived
     kept = part.stat().st_size
+    assert kept
     for name in ("old.part", "torn.new"):
         (tmp_path / "inbox" / name).write_bytes(b"x")
     age(tmp_path / "inbox" / "old.part", days=2)

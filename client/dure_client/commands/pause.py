@@ -18,11 +18,13 @@ JobArgument = Annotated[str, typer.Argument(help="One job's id; all jobs without
 def pause(
     home: HomeOption,
     job: JobArgument = "",
-    hours: Annotated[float, typer.Option("--hours", min=0.01, help="For so long; else until `resume`.")] = 0.0,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.01, help="For so long; left out: until `resume`.")
+    ] = None,
 ) -> None:
     """Take part in no new round from now on. A round that has begun is brought to its end; the others go on."""
     agent_home = _checked(home, job)
-    until = absence.local_now() + timedelta(hours=hours) if hours else None
+    until = absence.local_now() + timedelta(hours=hours) if hours is not None else None
     absence.pause(agent_home, job or None, until)
     end = f"until {until:%Y-%m-%d %H:%M}" if until else f"until `dure-agent resume{f' {job}' if job else ''}`"
     _out().print(f"[green]✓[/] {job or 'Every job'} is paused here {end}. The operator sees that this firm is paused.")

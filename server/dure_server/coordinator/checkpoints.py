@@ -15,6 +15,7 @@ import numpy as np
 
 from dure_protocols.errors import MessageError
 from dure_protocols.global_state import GlobalState
+from dure_server.files import flush_folder
 
 KEPT = 2
 """Copies that are kept: the newest, and the one before it in case the disk damages that."""
@@ -37,7 +38,7 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(target)
-        _flush(self._folder)
+        flush_folder(self._folder)
         for old in self._newest_first()[KEPT:]:
             old.unlink()
 
@@ -66,11 +67,3 @@ class Checkpoints:
 
 def _round(file: Path) -> int:
     return int(file.stem.split("-")[1])
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

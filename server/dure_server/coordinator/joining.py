@@ -28,7 +28,7 @@ from dure_server.coordinator.agreement import EpochLostError, Keys, code_of
 from dure_server.coordinator.conversation import Conversation, Heard, JobFailedError
 from dure_server.coordinator.firms import Firms
 from dure_server.coordinator.record import FinishedRound, Situation
-from dure_server.coordinator.sentences import told_absence
+from dure_server.coordinator.sentences import NO_ANSWER, told_absence
 from dure_server.operation import Operation
 
 Place = tuple[int, int, int]
@@ -140,8 +140,7 @@ class Joining:
 
     def why_absent(self, firms: set[str]) -> dict[str, str]:
         """Why firms that were invited have not joined."""
-        told = self._sits_out | self.refused
-        return {firm: told.get(firm, "no answer in time") for firm in firms}
+        return {firm: self.refused.get(firm, NO_ANSWER) for firm in firms}
 
     def gather(self, keys: Keys, place: Place, invited: set[str]) -> dict[str, Join | EscrowedJoin]:
         """Invite, help those behind, and return the joins that are signed for this place and on our model, by firm.

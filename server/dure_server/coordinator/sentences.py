@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 
 from dure_protocols.errors import RefusalCode
 from dure_protocols.messages import Absence, AbsenceReason
+from dure_server.store.timeline import NO_ANSWER_WORDS
 
 NOT_CONNECTED = "not connected: start its agent"
-NO_ANSWER = "no answer in time"
+NO_ANSWER = NO_ANSWER_WORDS  # the timeline knows its code by these words
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 
 WHAT_TO_DO = {

@@ -29,6 +29,7 @@ from dure_protocols.frames import (
     little_endian,
     raw_bytes,
 )
+from dure_server.files import flush_folder
 from dure_server.link.errors import LinkRefusedError
 from dure_server.link.journal import Upload
 
@@ -231,15 +232,6 @@ def map_array(file: Path, dtype: str, shape: tuple[int, ...]) -> AnyArray:
     """The array whose raw bytes a blob's file holds, read-only, taking memory only where it is looked at."""
     array: AnyArray = np.memmap(file, dtype=little_endian(dtype), mode="r", shape=shape)
     return array
-
-
-def flush_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storage_refusal(error: OSError) -> LinkRefusedError | OSError:

@@ -19,6 +19,7 @@ from dure_server.store.tables import Event, EventCount, EventKind
 KEPT_EVENTS = 4000
 """Newest events of each job that are kept: some 700 rounds in which nothing went wrong."""
 NO_ANSWER = "no-answer"
+NO_ANSWER_WORDS = "no answer in time"
 OTHER = "other"
 _CODES = frozenset(code.value for code in RefusalCode)
 
@@ -61,7 +62,7 @@ def reason_code(why: str) -> str:
     """The code of a reason that the coordinator gives for a drop-out. Codes are few: they label a metric."""
     if why in _CODES:
         return why
-    return NO_ANSWER if why == "no answer in time" else OTHER
+    return NO_ANSWER if why == NO_ANSWER_WORDS else OTHER
 
 
 class Timeline:
