@@ -83,7 +83,7 @@ def test_firms_and_jobs_are_told_as_the_store_has_them(metrics: ServerMetrics, j
     with store.transaction() as tx:
         tx.progress.set(job, "update", "…", round_number=1, attempt=1, members=FIRMS, waiting_for=["firm-b"])
     scrape = Scrape(metrics.text())
-    assert scrape["dure_firms"] == {("invited",): 1, ("joined",): 0, ("approved",): 2, ("revoked",): 0}
+    assert scrape["dure_firms"] == {("invited",): 1, ("joined",): 0, ("approved",): 2, ("revoked",): 0, ("left",): 0}
     assert scrape["dure_firm_connected"] == {("firm-a",): 1, ("firm-b",): 0}
     assert [key for key, value in scrape["dure_job_state"].items() if value] == [("wear", "running")]
     assert scrape["dure_job_awaited"] == {("firm-b", "wear"): 1}

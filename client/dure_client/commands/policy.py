@@ -86,7 +86,8 @@ def check(job: Annotated[str, typer.Argument(help="The job's id.")], home: HomeO
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
     try:
-        review.check(agent_home, known)
+        if known.state != "left":  # who left says so, whatever else is amiss
+            review.check(agent_home, known)
         before = approved_by_people(agent_home, but=job)
         check_decision(Policy.read(agent_home.policy_file), known.job, known.decision, before)
     except RefusedError as error:
