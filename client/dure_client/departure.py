@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from dure_client.home import AgentHome
-from dure_client.leaving import conclude, erase_job, left_jobs, untold
+from dure_client.leaving import conclude, erase_job, erase_keys, left_jobs, must_erase_keys, untold
 from dure_protocols.errors import DureError
 from dure_protocols.leaving import Leave
 
@@ -60,6 +60,10 @@ class Departure:
                 logger.info("job %s is left: its work is given up and its keys are erased", job)
         if time.monotonic() < self._not_before:
             return False
+        if must_erase_keys(self._home):  # the receipt is here, and erasing failed or was killed
+            erase_keys(self._home)
+            self._gone()
+            return True
         for leave in untold(self._home):
             self._tell(leave)
             if leave.is_about_consortium:

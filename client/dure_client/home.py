@@ -294,6 +294,14 @@ class FileKeyStore:
         """The file's key, or a new one of 32 random bytes, which is on disk when this returns."""
         return Identity.from_pem(keep_or_make_private(self.path, Identity.from_seed(random_bytes(32)).to_pem()))
 
+    def has_key(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
+    def erase(self) -> None:
+        """Delete the file. Raises OSError."""
+        self.path.unlink(missing_ok=True)
+
 
 def settings_in(environment: Mapping[str, str]) -> dict[str, str]:
     """The settings of agent.toml that the environment gives, by their names there. An empty variable is none."""

@@ -9,6 +9,7 @@ that other firms believe. It is a file of mode 0600 (docs/security/keys.md).
 Errors: KeyStoreError, with what to do. Never with a PIN.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -46,6 +47,14 @@ class KeyStore(Protocol):
 
     def identity_or_new(self, random_bytes: RandomBytes) -> Identity:
         """The key that is there, or else a new one: a key is never overwritten."""
+        ...
+
+    def has_key(self) -> bool:
+        """Whether a key is there. Raises KeyStoreError if that cannot be seen."""
+        ...
+
+    def erase(self) -> None:
+        """Destroy the key, for good; once it is gone this changes nothing. Raises KeyStoreError, OSError."""
         ...
 
 
@@ -94,6 +103,22 @@ class TokenKeyStore:
         del random_bytes  # a key that was ever in this process would not be the token's alone
         session = self._session()
         return self._find(session) or self._make(session)
+
+    def has_key(self) -> bool:
+        """Whether the token holds the key. Raises KeyStoreError, or HomeError for the PIN's file."""
+        return self._find(self._session()) is not None
+
+    def erase(self) -> None:
+        """Have the token destroy both halves of the key. Raises KeyStoreError if it does not."""
+        import pkcs11  # noqa: PLC0415
+
+        session = self._session()
+        try:
+            for kind in (pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.ObjectClass.PUBLIC_KEY):
+                with contextlib.suppress(pkcs11.NoSuchKey):
+                    session.get_key(kind, pkcs11.KeyType.EC_EDWARDS, self._label).destroy()
+        except pkcs11.PKCS11Error as error:
+            raise self._failed("it does not destroy its key", error) from error
 
     def _find(self, session: "Session") -> Identity | None:
         import pkcs11  # noqa: PLC0415

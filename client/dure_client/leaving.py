@@ -51,7 +51,7 @@ def has_left_consortium(home: AgentHome) -> bool:
 
 def check_is_member(home: AgentHome) -> None:
     """Raises HomeError for a firm that has left its consortium and erased its keys."""
-    if has_left_consortium(home) and not home.identity_key_file.exists():
+    if has_left_consortium(home) and not home.key_store().has_key():
         raise HomeError(
             f"this firm left the consortium and erased its keys; what is kept is in {home.path}. To join again, ask for"
             " an invitation and name another folder with --home"
@@ -136,7 +136,8 @@ def erase_job(home: AgentHome, job: str) -> None:
 
 
 def conclude(home: AgentHome, leave: Leave, receipt: bytes) -> LeaveReceipt:
-    """Keep the server's receipt; the firm's keys are erased once it has left the consortium. Raises LeavingError."""
+    """Keep the server's receipt; the firm's keys are erased once it has left the consortium. Raises LeavingError, also
+    where the receipt is kept and the keys could not be erased: `erase_keys` then is still to be done."""
     try:
         told = LeaveReceipt.decode(receipt)
         told.check(leave, home.root_file.read_bytes())
@@ -148,20 +149,39 @@ def conclude(home: AgentHome, leave: Leave, receipt: bytes) -> LeaveReceipt:
     return told
 
 
+def must_erase_keys(home: AgentHome) -> bool:
+    """Whether the server has receipted that this firm left the consortium, and its identity key is still there.
+
+    Raises LeavingError for a damaged receipt, KeyStoreError for a token that is away.
+    """
+    return stored_receipt(home, "") is not None and home.key_store().has_key()
+
+
 def erase_keys(home: AgentHome) -> None:
-    """Erase the firm's keys and certificate, after the ledger was exported so that it can be checked without them."""
-    with contextlib.suppress(HomeError):
+    """Erase the firm's keys and certificate, after the ledger was exported so that it can be checked without them.
+
+    The identity key goes last: until it is gone, doing it again does the rest. Raises LeavingError.
+    """
+    if not home.key_store().has_key():
+        return
+    target = home.ledger_file.with_name(LAST_EXPORT)
+    try:
         root_der = certificate_der(home.root_file.read_bytes())
-        target = home.ledger_file.with_name(LAST_EXPORT)
         export(home.ledger_file, target, home.config().firm, home.identity(), root_der)
-    for file in (
-        home.tls_key_file,
-        home.tls_certificate_file,
-        home.next_tls_key_file,
-        home.next_tls_certificate_file,
-        home.identity_key_file,
-    ):
-        file.unlink(missing_ok=True)
+        for file in (
+            home.tls_key_file,
+            home.tls_certificate_file,
+            home.next_tls_key_file,
+            home.next_tls_certificate_file,
+        ):
+            file.unlink(missing_ok=True)
+        home.key_store().erase()
+    except (OSError, DureError) as error:
+        raise LeavingError(
+            f"this firm has left, but its keys are not erased yet, because the ledger is exported to {target} first "
+            f"and something failed: {error}; mend that and repeat `dure-agent leave --consortium`, or delete "
+            f"{home.keys}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,19 @@ def test_a_tokens_key_cannot_be_read_out(tmp_path: Path, environment: dict[str, 
         private[pkcs11.Attribute.VALUE]
 
 
+def test_a_key_that_is_erased_is_no_longer_on_the_token(tmp_path: Path, environment: dict[str, str]) -> None:
+    store = AgentHome(tmp_path).key_store(environment)
+    assert not store.has_key()
+    before = store.identity_or_new(no_randomness).public_bytes
+    assert store.has_key()
+    for _ in range(2):
+        store.erase()
+        assert not store.has_key()
+    with pytest.raises(KeyStoreError, match="holds no"):
+        store.identity()
+    assert store.identity_or_new(no_randomness).public_bytes != before
+
+
 def test_a_ledger_signed_by_a_token_verifies(tmp_path: Path, environment: dict[str, str]) -> None:
     identity = AgentHome(tmp_path).key_store(environment).identity_or_new(no_randomness)
     file = tmp_path / "ledger" / "ledger.jsonl"

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dure_client.agent import Agent
+from dure_client.cli import app
 from dure_client.commands.leave import leave_job
 from dure_client.departure import Departure
 from dure_client.home import AgentHome, HomeError, write_file
@@ -200,10 +202,55 @@ def test_keys_of_a_job_go_at_once_and_the_server_hears_of_it_when_it_is_there(
             check_is_member(home)
 
 
+def test_keys_that_could_not_be_erased_are_erased_later(home: AgentHome, firm: Firm) -> None:
+    """Found by hand: the last export failed on a full disk, the receipt was kept, and the identity key for ever."""
+    declare(home, "", now())
+    server, gone = Server(), threading.Event()
+    server.is_there = True
+    with Ledger(home.ledger_file, home.identity()) as ledger:
+        ledger.record(Entry(RecordKind.APPROVAL, 1, bytes(32), "press"))
+    in_the_way = home.ledger_file.with_name(LAST_EXPORT)
+    in_the_way.mkdir()
+
+    def look() -> bool:
+        return Departure(home, server, threading.Event(), give_up=firm.give_up, gone=gone.set)._look()
+
+    for _ in range(2):  # at the receipt, and again after a restart
+        with pytest.raises(LeavingError, match="not erased yet"):
+            look()
+        assert stored_receipt(home, "") is not None
+        assert home.identity_key_file.exists()
+        assert not gone.is_set()
+    in_the_way.rmdir()
+    assert look()
+    assert gone.is_set()
+    assert not list(home.keys.glob("*.key"))
+    assert in_the_way.is_file()
+    assert len(server.heard) == 1
+
+
+def test_repeating_the_command_erases_what_was_left_of_the_keys(home: AgentHome) -> None:
+    leave = declare(home, "", now())
+    in_the_way = home.ledger_file.with_name(LAST_EXPORT)
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.mkdir()
+    with pytest.raises(LeavingError):
+        conclude(home, leave, receipt_for(leave.encode()))
+    command = ["leave", "--consortium", "--home", str(home.path)]
+    failed = CliRunner().invoke(app, command)
+    assert (failed.exit_code, "not erased yet" in " ".join(failed.stderr.split())) == (1, True)
+    assert home.identity_key_file.exists()
+    in_the_way.rmdir()
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "its keys are erased here" in done.output.lower()
+    assert not home.identity_key_file.exists()
+
+
 def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:
     statement = declare(home, "", now())
     other = Authority.create("valley", datetime(2026, 1, 1, tzinfo=UTC), key=new_tls_key(), serial=7)
-    with pytest.raises(LeavingError, match="not the consortium's"):
+    with pytest.raises(LeavingError, match="not the consortium root's"):
         conclude(home, statement, LeaveReceipt.make(statement, 1, (), other).encode())
     assert not receipt_file(home, "").exists()
     assert home.identity_key_file.exists()

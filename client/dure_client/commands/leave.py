@@ -41,7 +41,9 @@ def leave(
     agent_home, out = AgentHome(home), Console(highlight=False, soft_wrap=True)
     told = leaving.stored_receipt(agent_home, job)
     if told is not None:
-        _print_receipt(told, out)
+        if told.leave.is_about_consortium and not _agent_runs(agent_home):
+            leaving.erase_keys(agent_home)
+        _print_receipt(agent_home, told, out)
         return
     config = agent_home.config()
     jobs = [job] if job else [known.job.id for known in known_jobs(agent_home)]
@@ -58,7 +60,7 @@ def leave(
             "(`dure-agent run`), or repeat this command. Nothing leaves meanwhile but that statement."
         )
         return
-    _print_receipt(receipt, out)
+    _print_receipt(agent_home, receipt, out)
 
 
 def leave_job(home: AgentHome, job: str, seconds: float = PAGE_SECONDS) -> str:
@@ -75,15 +77,15 @@ def leave_job(home: AgentHome, job: str, seconds: float = PAGE_SECONDS) -> str:
 
 def _tell(home: AgentHome, statement: Leave, seconds: float, out: Console) -> LeaveReceipt | None:
     """Have it carried out: by the agent that runs here, or by this process."""
-    if home.has_joined and read_health(home, datetime.now(UTC)) is not Health.NOT_RUNNING:
+    if _agent_runs(home):
         out.print("[dim]The agent that runs here gives up what it is doing and tells the server.[/]")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             receipt = leaving.stored_receipt(home, statement.job)
-            if receipt is not None:
+            if receipt is not None and not leaving.must_erase_keys(home):
                 return receipt
             time.sleep(POLL_SECONDS)
-        return None
+        return leaving.stored_receipt(home, statement.job)
     for job in leaving.left_jobs(home):
         leaving.erase_job(home, job)
     out.print("[green]✓[/] Its keys are erased.")
@@ -94,6 +96,10 @@ def _tell(home: AgentHome, statement: Leave, seconds: float, out: Console) -> Le
     except (LinkError, DureError) as error:
         out.print(f"[yellow]{escape(str(error))}[/]")
         return None
+
+
+def _agent_runs(home: AgentHome) -> bool:
+    return home.has_joined and read_health(home, datetime.now(UTC)) is not Health.NOT_RUNNING
 
 
 def _send(home: AgentHome, statement: Leave, seconds: float) -> LeaveReceipt:
@@ -120,12 +126,16 @@ def _print_remains(home: AgentHome, jobs: list[str], out: Console) -> None:
     )
 
 
-def _print_receipt(receipt: LeaveReceipt, out: Console) -> None:
+def _print_receipt(home: AgentHome, receipt: LeaveReceipt, out: Console) -> None:
     out.print(f"[green]✓[/] The server has receipted it on {leaving.when(receipt.at)}.")
     for part in receipt.parts:
         out.print(
             f"  {part.job}: {part.num_sums} published sums hold this firm's update: rounds {told_runs(part.rounds)}."
         )
     if receipt.leave.is_about_consortium:
-        out.print("  This firm's certificate is revoked, and its keys are erased here.")
+        out.print("  This firm's certificate is revoked.")
+        if leaving.must_erase_keys(home):
+            out.print("  [yellow]Its keys are not erased yet[/]: the agent tries again, and its log says what failed.")
+        else:
+            out.print("  Its keys are erased here.")
     out.print("[dim]Both sides keep the statement and the receipt.[/]")
