@@ -86,6 +86,10 @@ require_sandbox = "full"
 # The most memory that a trainer may use, in GiB. With 0, three quarters of the machine's.
 trainer_memory_gib = 0
 
+# How many of this machine's processors the trainers may use, all of them together. With 0, each of them, and they give
+# way to other work. Threads beyond it share them; `dure-agent run --threads` says how many threads a trainer starts.
+trainer_processors = 0
+
 # A GPU's device files, for trainers in a full sandbox, such as ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].
 # A GPU's driver is much code that a model's can then attack.
 gpu_devices = []
@@ -177,6 +181,7 @@ class Policy(BaseModel):
     allow_native_code: bool = False
     require_sandbox: SandboxLevel = SandboxLevel.FULL
     trainer_memory_gib: float = Field(default=0, ge=0, allow_inf_nan=False)
+    trainer_processors: int = Field(default=0, ge=0)
     gpu_devices: tuple[DevicePath, ...] = ()
     maintenance: tuple[WindowText, ...] = ()
     shifts: tuple[Shift, ...] = ()

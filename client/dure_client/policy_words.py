@@ -4,12 +4,21 @@ from collections.abc import Iterator
 
 from dure_client.consent import Asks
 from dure_client.policy import ApproveJobs, Policy
+from dure_client.trainer.sandbox import SandboxLevel
 
 _ASKED = {
     Asks.NEW_MODEL: "a new model or version",
     Asks.NEW_FIRM: "a new firm or key",
     Asks.NEW_AGREEMENT: "a new agreement or version",
     Asks.WEAKER_COHORT: "sums over fewer firms than before",
+}
+
+_CONFINED = {
+    SandboxLevel.FULL: "A model's code gets no network, no files but the data's and no processes of its own; where "
+    "this machine cannot enforce that, no job is taken.",
+    SandboxLevel.LIMITS: "A model's code runs at least within limits on memory and files; network and other files may "
+    "be open to it.",
+    SandboxLevel.OFF: "A model's code may run without a sandbox.",
 }
 
 
@@ -44,9 +53,25 @@ def _what_runs(policy: Policy) -> Iterator[str]:
     else:
         yield f"Only these models, by digest: {models}."
     yield "Code that a server sends is never run."
+    yield (
+        "Packages with compiled parts, which nobody can read, may be fetched."
+        if policy.allow_native_code
+        else "No package with compiled parts is fetched."
+    )
+    yield _CONFINED[policy.require_sandbox]
+    yield from _what_it_may_use(policy)
     yield f"For {', '.join(policy.purposes)} only." if policy.purposes else "For any purpose that a person approves."
     agreed = "; ".join(map(str, policy.agreements))
     yield f"Under these agreements only: {agreed}." if agreed else "Under any agreement that a person approves."
+
+
+def _what_it_may_use(policy: Policy) -> Iterator[str]:
+    if policy.trainer_memory_gib:
+        yield f"Training takes at most {policy.trainer_memory_gib:g} GiB of memory."
+    if policy.trainer_processors:
+        yield f"Training uses at most {policy.trainer_processors} of this machine's processors."
+    if policy.gpu_devices:
+        yield f"A model's code may use these devices: {', '.join(map(str, policy.gpu_devices))}."
 
 
 def _what_sums_show(policy: Policy) -> Iterator[str]:

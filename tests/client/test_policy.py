@@ -6,6 +6,7 @@ from dure_client.consent import Asks
 from dure_client.jobs.approvals import By, Decision, Verdict
 from dure_client.policy import (
     DEFAULT_TEXT,
+    ApproveJobs,
     Policy,
     PolicyError,
     allow_model,
@@ -14,6 +15,7 @@ from dure_client.policy import (
     pin_firm,
 )
 from dure_client.policy_words import in_words
+from dure_client.trainer.sandbox import SandboxLevel
 from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.identity import Identity, grouped
 from dure_protocols.job import Agreement, CodecTerms, JobFile, ModelTerms
@@ -356,3 +358,32 @@ def test_a_firm_that_is_not_accepted_passes_on_enough_vouches(
 )
 def test_a_policy_can_be_read_aloud(policy: Policy, says: str) -> None:
     assert any(says in sentence for sentence in in_words(policy))
+
+
+CHANGED = {
+    "approve_jobs": ApproveJobs.ASK,
+    "minimum_cohort": 9,
+    "minimum_difference": 9,
+    "minimum_statistics_difference": 9,
+    "minimum_rows": 9,
+    "ask_person": (),
+    "purposes": ("forecasting",),
+    "vouchers_needed": 9,
+    "allow_any_installed_model": True,
+    "allow_native_code": True,
+    "require_sandbox": SandboxLevel.OFF,
+    "trainer_memory_gib": 9.0,
+    "trainer_processors": 9,
+    "gpu_devices": ("/dev/nvidia0",),
+    "maintenance": ("Fri 22:00-06:00",),
+    "shifts": Policy.parse('[[shifts]]\nwindow = "Mon-Fri 06:00-14:00"\nrounds = 4').shifts,
+    "agreements": Policy.parse(f'[[agreements]]\nname = "Other"\nversion = "1"\nsha256 = "{DIGEST}"').agreements,
+    "allowed_models": (),
+    "firms": {},
+}
+
+
+@pytest.mark.parametrize("field", Policy.model_fields)
+def test_every_field_of_the_policy_has_its_say(field: str) -> None:
+    changed = BY_ITSELF.model_copy(update={field: CHANGED[field]})
+    assert in_words(changed) != in_words(BY_ITSELF)

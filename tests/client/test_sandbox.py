@@ -210,6 +210,20 @@ def test_a_model_that_eats_memory_is_told_by_a_code(confined: Site) -> None:
     assert confined.works()
 
 
+@pytest.mark.skipif(os.cpu_count() == 1, reason="needs a machine with two processors")
+def test_a_trainer_keeps_to_the_processors_that_it_was_given(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB, num_processors=1))
+    with site.trainer:
+        assert site.attack("if len(os.sched_getaffinity(0)) == 1: " + SAY) is None
+        assert site.succeeded
+        more = "os.sched_setaffinity(0, range(os.cpu_count()))\n" + SAY
+        assert site.attack(more) is TrainerCode.INTERNAL
+        assert not site.succeeded
+        assert site.works()
+
+
 def test_a_file_beyond_the_limit_cannot_be_written(tmp_path: Path, installed_model: Path, bubblewrap: Sandbox) -> None:
     site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB, scratch_bytes=8 << 20))
     with site.trainer:

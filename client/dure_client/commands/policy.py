@@ -31,6 +31,9 @@ _PLAIN_FIELDS = (
     "vouchers_needed",
     "allow_any_installed_model",
     "allow_native_code",
+    "require_sandbox",
+    "trainer_memory_gib",
+    "trainer_processors",
 )
 
 
@@ -54,6 +57,7 @@ def show(home: HomeOption) -> None:
     rows = Table.grid(padding=(0, 2))
     for name in _PLAIN_FIELDS:
         rows.add_row(f"[dim]{name}[/]", str(getattr(policy, name)).lower())
+    rows.add_row("[dim]gpu_devices[/]", escape(", ".join(map(str, policy.gpu_devices))) or "none")
     rows.add_row("[dim]ask_person[/]", ", ".join(policy.ask_person) or "nothing beyond approve_jobs")
     rows.add_row("[dim]purposes[/]", escape(", ".join(policy.purposes)) or "any, but a person approves each job")
     agreed = "; ".join(map(str, policy.agreements))

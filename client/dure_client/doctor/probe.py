@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> None:
         "writing": lambda: _write(outside),
         "processes": _fork,
         "threads": lambda: _threads(int(num_threads)),
+        "processors": _processors,
         "memory": lambda: _memory(int(memory_bytes)),
     }
     for name, attempt in attempts.items():
@@ -67,6 +68,15 @@ def _threads(limit: int) -> None:
         end.set()
         for thread in started:
             thread.join()
+
+
+def _processors() -> None:
+    """More than the one processor that it was given."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    if len(os.sched_getaffinity(0)) == 1:
+        raise OSError("this machine has one")
 
 
 def _memory(limit: int) -> None:

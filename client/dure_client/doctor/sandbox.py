@@ -15,7 +15,7 @@ from dure_client.doctor.finding import Finding, State
 from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, SandboxLevel
 
 _TIMEOUT_SECONDS = 60.0
-_LIMITS = Limits(memory_bytes=1 << 30, scratch_bytes=1 << 20, num_threads=64)
+_LIMITS = Limits(memory_bytes=1 << 30, scratch_bytes=1 << 20, num_threads=64, num_processors=1)
 _HELD: Mapping[str, str] = {
     "network": "a trainer cannot connect, not even to this host",
     "home": "a trainer cannot read the agent's home",
@@ -23,6 +23,7 @@ _HELD: Mapping[str, str] = {
     "writing": "a trainer cannot write outside of its scratch folder",
     "processes": "a trainer cannot start processes",
     "threads": "a trainer cannot start threads without end",
+    "processors": "a trainer cannot use more processors than its limit",
     "memory": "a trainer cannot take more memory than its limit",
 }
 _BY_ROOT = "run the agent as a user of its own: the kernel counts no threads of root's"

@@ -299,7 +299,7 @@ class Firm:
             num_threads=self._num_threads,
             module=self._trainer_module,
             sandbox=self._sandbox,
-            limits=Limits.of_host(home, memory_bytes),
+            limits=Limits.of_host(home, memory_bytes, policy.trainer_processors),
             called=self._note_call,
         )
 

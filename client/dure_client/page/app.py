@@ -18,6 +18,7 @@ from dure_client.absence import local_now
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import ApprovalError, known_job
 from dure_client.jobs.review import PRIVACY, review
+from dure_client.ledger_page import PLAIN_WORDS
 from dure_client.page import acts
 from dure_client.page.access import Access, Notice, Session
 from dure_client.page.guard import Guard
@@ -49,7 +50,7 @@ class FirmPage:
         self._templates.globals.update(
             can_leave=leave is not None, privacy=PRIVACY, pause_hours=acts.PAUSE_HOURS, version=version("dure")
         )
-        self._templates.filters.update(grouped=grouped, local=_local_text)
+        self._templates.filters.update(grouped=grouped, local=_local_text, kind_words=PLAIN_WORDS.__getitem__)
 
     def routes(self) -> list[Route | Mount]:
         """All there is. GET shows and changes nothing; POST is for forms of these pages."""

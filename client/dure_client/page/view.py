@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from dure_client.absence import Pause, maintenance_until, pause_in_force
 from dure_client.home import AgentHome
@@ -11,16 +10,9 @@ from dure_client.jobs.approvals import JOB_FILE, KnownJob, known_job
 from dure_client.jobs.results import JobResult, ResultError
 from dure_client.jobs.review import Review, installed_models, review
 from dure_client.policy import Policy, PolicyError
+from dure_client.policy_words import in_words
 from dure_client.status import Status, read_status
 from dure_protocols.errors import DureError
-
-WORDED: Final = frozenset(
-    {
-        *("approve_jobs", "minimum_cohort", "minimum_difference", "minimum_statistics_difference", "minimum_rows"),
-        *("allow_any_installed_model", "maintenance", "allowed_models", "firms"),
-    }
-)
-"""Fields of the policy that policy.html puts into words; any other is shown by its name and value."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,11 @@ class JobCard:
 
 @dataclass(frozen=True)
 class PolicyView:
-    """The policy in force. others: fields that have no words of their own yet, by name."""
+    """The policy in force. words: as `dure-agent policy explain` says it; installed: models, digests by name."""
 
     policy: Policy
     is_default: bool
-    others: Mapping[str, str]
+    words: tuple[str, ...]
     maintenance_until: datetime | None
     installed: Mapping[str, str]
 
@@ -116,7 +108,7 @@ def policy_view(home: AgentHome, now: datetime) -> PolicyView:
     return PolicyView(
         policy=policy,
         is_default=not home.policy_file.exists(),
-        others={name: str(value) for name, value in policy if name not in WORDED},
+        words=tuple(in_words(policy)),
         maintenance_until=maintenance_until(policy.maintenance, now),
         installed=installed_models(),
     )

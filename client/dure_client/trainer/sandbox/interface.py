@@ -40,20 +40,22 @@ class Limits:
     """The most that a trainer may use.
 
     memory_bytes: heap, stacks and everything else that it writes to; scratch_bytes: each file, and the scratch folder
-    in all; niceness: by how much it gives way to the host's other work.
+    in all; num_processors: of the host, 0 for each of them; niceness: by how much it gives way to other work.
     """
 
     memory_bytes: int
     scratch_bytes: int = MOST_SCRATCH_BYTES
     num_threads: int = 1024
+    num_processors: int = 0
     num_open_files: int = 1024
     niceness: int = 10
 
     @classmethod
-    def of_host(cls, folder: Path, memory_bytes: int = 0) -> Self:
+    def of_host(cls, folder: Path, memory_bytes: int = 0, num_processors: int = 0) -> Self:
         """Three quarters of the machine's memory if `memory_bytes` is 0, and half of what is free where `folder` is."""
         free = shutil.disk_usage(folder).free
-        return cls(memory_bytes or _physical_memory() * 3 // 4, min(MOST_SCRATCH_BYTES, free // 2))
+        memory_bytes = memory_bytes or _physical_memory() * 3 // 4
+        return cls(memory_bytes, min(MOST_SCRATCH_BYTES, free // 2), num_processors=num_processors)
 
 
 def _physical_memory() -> int:

@@ -9,7 +9,7 @@ import sys
 
 
 def main(arguments: list[str]) -> None:
-    """Set `nice` and each limit named as in the `resource` module, without RLIMIT_; then exec."""
+    """Set `nice`, how many `processors`, and each limit of the `resource` module, without RLIMIT_; then exec."""
     import resource  # noqa: PLC0415  # there is none on Windows, where nobody calls this
 
     end = arguments.index("--")
@@ -18,6 +18,10 @@ def main(arguments: list[str]) -> None:
         name, _, value = setting.partition("=")
         if name == "nice":
             os.nice(int(value))
+        elif name == "processors":
+            if hasattr(os, "sched_setaffinity"):
+                # Always the last ones, so that several trainers share them and the rest of the machine is free of all.
+                os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-int(value) :])
         elif hasattr(resource, f"RLIMIT_{name}"):
             kind = getattr(resource, f"RLIMIT_{name}")
             most = resource.getrlimit(kind)[1]

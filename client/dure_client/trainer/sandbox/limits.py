@@ -1,7 +1,7 @@
 """Sandboxes for hosts that have no better one: limits on a process, and nothing at all."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class LimitsOnly:
     def confine(self, command: Sequence[str], grants: Grants, limits: Limits) -> Confined:
         """The command behind the launcher that sets the limits."""
         del grants
-        return Confined(limited(command, limits))
+        return Confined(bound_to_processors(limited(command, limits), limits))
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,15 @@ def limited(command: Sequence[str], limits: Limits, *, num_threads: int | None =
     }
     if num_threads is not None:
         settings["NPROC"] = num_threads
+    return _behind_launcher(command, settings)
+
+
+def bound_to_processors(command: Sequence[str], limits: Limits) -> Sequence[str]:
+    """A command that is started on as many processors as the limits say. What it starts stays there as long as nothing
+    lets it choose others: behind bubblewrap the filter of system calls refuses that, so this comes before it."""
+    return _behind_launcher(command, {"processors": limits.num_processors}) if limits.num_processors else command
+
+
+def _behind_launcher(command: Sequence[str], settings: Mapping[str, int]) -> tuple[str, ...]:
     named = [f"{name}={value}" for name, value in settings.items()]
     return (sys.executable, "-I", "-S", str(Path(launch.__file__)), *named, "--", *command)
