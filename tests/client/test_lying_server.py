@@ -113,7 +113,7 @@ PROPOSED = {
     "a model that is not installed": (
         lambda job: changed(job, model=job.model.model_copy(update={"name": "spyware"})),
         RefusalCode.UNKNOWN_MODEL,
-        "'spyware' is not installed",
+        "'spyware' .* is not here",
     ),
     "a model that is installed and not allowed": (
         lambda job: changed(job, model=job.model.model_copy(update={"name": "rul", "digest": RUL})),

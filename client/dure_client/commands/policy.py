@@ -14,9 +14,10 @@ from dure_client.jobs import review
 from dure_client.jobs.approvals import approved_by_people, known_job
 from dure_client.jobs.review import installed_models
 from dure_client.packages.shelf import PackageShelf, Shelved
-from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, read_text
+from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, check_sandbox, read_text
 from dure_client.policy_words import in_words
-from dure_protocols.errors import RefusedError
+from dure_client.trainer.sandbox import find_sandbox
+from dure_protocols.errors import RefusalCode, RefusedError
 from dure_protocols.identity import grouped, same_fingerprint
 
 app = typer.Typer(no_args_is_help=True, help="What this firm consents to (policy.toml).")
@@ -86,15 +87,24 @@ def explain(home: HomeOption) -> None:
 
 @app.command()
 def check(job: Annotated[str, typer.Argument(help="The job's id.")], home: HomeOption) -> None:
-    """Hold a job that was proposed here against the policy, and say what the agent would do. Exit status 1: refuse."""
+    """Hold a job that was proposed here against the policy, and say what the agent would do. Exit status 1: refuse.
+
+    Where nothing but a person's yes is missing, that is said, and the exit status is 0.
+    """
     agent_home, out = AgentHome(home), _out()
     known = known_job(agent_home, job)
     try:
+        policy = Policy.read(agent_home.policy_file)
         if known.state != "left":  # who left says so, whatever else is amiss
             review.check(agent_home, known)
+            check_sandbox(policy, find_sandbox())
         before = approved_by_people(agent_home, but=job)
-        check_decision(Policy.read(agent_home.policy_file), known.job, known.decision, before)
+        check_decision(policy, known.job, known.decision, before)
     except RefusedError as error:
+        if error.code is RefusalCode.NOT_APPROVED:
+            out.print("[yellow]The policy admits it; a person's yes is missing.[/] The operator sees not-approved.")
+            out.print(escape(str(error)))
+            return
         out.print(f"[red]Refused; the operator sees the code {error.code}, and nothing more.[/]")
         out.print(escape(str(error)))
         raise typer.Exit(1) from error
