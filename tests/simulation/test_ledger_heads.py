@@ -18,6 +18,7 @@ from dure_protocols.certificates import Authority
 from dure_protocols.errors import IdentityError
 from dure_protocols.heads import NOTHING_BEFORE, Statement, Witnessed
 from dure_protocols.ledger import Head, LedgerError
+from dure_server.console.views import firm_views
 from dure_server.link.witness import Witness
 from tests.ledgers import START, FirmLedger, Site
 
@@ -170,6 +171,9 @@ def test_a_firm_that_rolls_back_is_told_and_named_to_operator_and_partners(site:
     assert kim.verify(kim.export()).countersigned.num_breaks == 1  # type: ignore[union-attr]
     assert [each.statement.head.number for each in read_witnesses(lee.file) if each.firm == "kim"][:1] == [8]
     assert len(site.audited) == 1
+    with site.store.reading() as tx:
+        shown = {firm.name: firm.ledger_breaks for firm in firm_views(tx)}
+    assert (shown["kim"], shown["lee"]) == (1, 0)
 
 
 def rewritten(kim: FirmLedger) -> None:

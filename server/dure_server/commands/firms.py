@@ -53,9 +53,9 @@ def invite(
 def firms(home: HomeOption, as_json: JsonOption = False) -> None:
     """List the firms, how they stand, and their identity fingerprints."""
     with opened(home) as (_, _, store), store.reading() as tx:
-        rows = tx.firms.all()
+        rows, breaks = tx.firms.all(), tx.ledger_heads.breaks()
     if as_json:
-        print(json.dumps([_firm(row) for row in rows]))
+        print(json.dumps([{**_firm(row), "ledger_breaks": breaks.get(row.name, 0)} for row in rows]))
         return
     if not rows:
         terminal().print("No firm yet. `dure-server invite FIRM` invites one.")
@@ -69,6 +69,10 @@ def firms(home: HomeOption, as_json: JsonOption = False) -> None:
         out.print(f"  {grouped(row.identity_fingerprint) if row.identity_fingerprint else 'has not joined yet'}")
         if row.link_refusal:
             out.print(f"  [yellow]its agent was refused:[/] {escape(row.link_refusal)}")
+        if row.name in breaks:
+            out.print(
+                f"  [yellow]its ledger was broken off[/] ({breaks[row.name]} so far): docs/ledger.md says by what"
+            )
 
 
 def approve(

@@ -119,6 +119,8 @@ class FirmView(_View):
     """Why the link refused the firm's agent when it came last."""
     connected: bool
     last_seen_at: datetime | None
+    ledger_breaks: int
+    """How often its ledger did not follow from what the server had countersigned."""
 
 
 class Overview(_View):
@@ -182,6 +184,7 @@ def job_view(tx: Transaction, job: str) -> JobView:
 
 def firm_views(tx: Transaction) -> list[FirmView]:
     """Every firm, by name."""
+    breaks = tx.ledger_heads.breaks()
     return [
         FirmView(
             name=row.name,
@@ -191,6 +194,7 @@ def firm_views(tx: Transaction) -> list[FirmView]:
             link_refusal=row.link_refusal,
             connected=row.connected_since is not None,
             last_seen_at=row.last_seen_at,
+            ledger_breaks=breaks.get(row.name, 0),
         )
         for row in tx.firms.all()
     ]

@@ -20,6 +20,11 @@ class LedgerHeads:
         row = self._session.get(LedgerHead, firm)
         return None if row is None else Countersigned.from_line(row.countersigned)
 
+    def breaks(self) -> dict[str, int]:
+        """How often each firm's ledger did not follow from what was held of it, by name; firms without are left out."""
+        held = [Countersigned.from_line(row.countersigned) for row in self._session.scalars(select(LedgerHead))]
+        return {each.firm: each.num_breaks for each in held if each.num_breaks}
+
     def keep(self, countersigned: Countersigned) -> None:
         """Put it in the place of what was held of the firm."""
         self._session.merge(LedgerHead(firm=countersigned.firm, countersigned=countersigned.to_line()))
