@@ -150,7 +150,8 @@ def canary_rows() -> pl.DataFrame:
 
 
 def tell(mills: Mills) -> Recording:
-    """The story: a renewal is due; the data lack a column at first; they are mended; the job runs to its end."""
+    """The story: a renewal is due; the data lack a column at first; they are mended; the job runs to its end, and the
+    firm leaves it."""
     consortium = mills.consortium
     file = tiny.give_data(mills.home, canary_rows().drop("tool_wear"), CANARY_FILE)
     mills.age_the_certificate()
@@ -169,6 +170,8 @@ def tell(mills: Mills) -> Recording:
     canary_rows().write_parquet(file)
     tiny.until(lambda: tiny.is_finished(consortium, job), consortium)
     tiny.until(lambda: tiny.result(mills.home, job), consortium)
+    left = mills.agent_command("leave", job.id, "--yes")
+    assert "The server has receipted it" in left.stdout, left.stdout + left.stderr
     time.sleep(0.1)  # a last reply may be on its way
     watch.end()
     consortium.stop(WATCHED)

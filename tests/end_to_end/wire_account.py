@@ -31,6 +31,7 @@ from dure_protocols.enrolment import JoinRequest
 from dure_protocols.errors import RefusalCode
 from dure_protocols.frames import Announce, Envelope, Fetch, Place, Subscribe
 from dure_protocols.heads import Statement
+from dure_protocols.leaving import Leave
 from dure_protocols.ledger import LedgerRecord, RecordKind
 from tests.end_to_end.recorder import Connection
 
@@ -40,7 +41,9 @@ GRPC_PREFIX_BYTES = 5
 VERSION = version("dure")
 CONTROL_FRAMES = (SettingsFrame, WindowUpdateFrame, PingFrame, RstStreamFrame, GoAwayFrame)
 
-METHODS = {f"/dure.link.Firm/{name}" for name in ("Subscribe", "Reply", "Upload", "Download", "Renew", "Witness")}
+METHODS = {
+    f"/dure.link.Firm/{name}" for name in ("Subscribe", "Reply", "Upload", "Download", "Renew", "Witness", "Leave")
+}
 HEADERS = {
     ":method": r"POST",
     ":scheme": r"https",
@@ -328,12 +331,18 @@ def _of_statement(arrived: float, content: bytes) -> Departure:
     return Departure(RecordKind.HEAD, content, arrived)
 
 
+def _of_leaving(arrived: float, content: bytes) -> Departure:
+    _allow(Leave.decode(content).encode() == content, "a statement of leaving has other bytes")
+    return Departure(RecordKind.LEAVE, content, arrived)
+
+
 _OF_METHOD = {
     "Reply": _of_reply,
     "Subscribe": _of_subscription,
     "Download": _of_fetch,
     "Renew": _of_renewal,
     "Witness": _of_statement,
+    "Leave": _of_leaving,
 }
 
 

@@ -38,6 +38,7 @@ WHAT_TO_DO = {
     RefusalCode.MALFORMED: "it sent what is no answer: is it of another version?",
     RefusalCode.TRAINING: "its training failed: its logs/trainer.log says why",
     RefusalCode.STATE_LOST: "it lost its state",
+    RefusalCode.SANDBOX: "its host lacks the sandbox that its policy asks for: it runs `dure-agent doctor`",
     RefusalCode.LEFT: "it left the job for good",
     RefusalCode.INTERNAL: "its agent failed: its logs/agent.log says why",
 }
