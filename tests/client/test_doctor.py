@@ -110,7 +110,7 @@ def test_in_the_full_sandbox_everything_that_is_tried_is_held(bubblewrap: Sandbo
     findings = list(sandbox_findings(bubblewrap, SandboxLevel.FULL, home.path))
     by_root = {"sandbox: threads"} if os.geteuid() == 0 else set()
     assert {finding.name for finding in findings if finding.state is not State.OK} == by_root
-    assert len(findings) == 9
+    assert len(findings) == 10
     assert sorted(home.path.rglob("*")) == before
 
 

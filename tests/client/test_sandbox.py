@@ -5,13 +5,16 @@ The same attacks are run once more where nothing but limits holds them: most suc
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +24,7 @@ import pytest
 from dure_client.policy import Policy, PolicyError, check_sandbox
 from dure_client.trainer.client import Deadlines, StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError
-from dure_client.trainer.process import TrainerPlaces
+from dure_client.trainer.process import TrainerPlaces, is_within
 from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, SandboxLevel, seccomp
 from dure_client.trainer.sandbox.bubblewrap import Bubblewrap, mounts
 from dure_client.trainer.sandbox.limits import LimitsOnly, Unconfined
@@ -56,6 +59,7 @@ class Site:
 
     def attack(self, code: str) -> TrainerCode | None:
         """Let the model do this in mid-training: the code that the agent heard, None if the training went through."""
+        self.trainer.open()  # a start clears the folder
         attack = self.folder / "scratch" / "attack.py"
         attack.write_text("import os, socket, subprocess, sys\n" + code.format(**self.places))
         try:
@@ -165,6 +169,10 @@ ATTACKS = {
     "signals the agent": "os.kill({agent}, 0)",
     "takes memory that is not counted": "import mmap; mmap.mmap(-1, 4096)",
     "takes memory as a file": "os.memfd_create('x')",
+    "takes memory as a stack": "import mmap; mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
+    "takes memory from a device": "import mmap; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096)",
+    "takes memory as a queue": "import ctypes; c = ctypes.CDLL(None); q = c.msgget(0, 0o600); "
+    "assert q >= 0; c.msgctl(q, 0, None)",
 }
 HELD_EVERYWHERE = {"empties its log"}
 WITH_RIGHTS = {"writes into the packages"}
@@ -229,15 +237,73 @@ def test_a_file_beyond_the_limit_cannot_be_written(tmp_path: Path, installed_mod
     with site.trainer:
         file = tmp_path / "scratch" / "big"
         assert site.attack(f"open('{file}', 'wb').write(bytes(9 << 20))") is TrainerCode.INTERNAL
-        file.unlink()
         # Many small files are no single file: the agent looks at the folder.
         many = (
             f"import time\nfor i in range(9): open('{file}' + str(i), 'wb').write(os.urandom(1 << 20))\ntime.sleep(60)"
         )
         assert site.attack(many) is TrainerCode.DIED
-        for small in file.parent.glob("big?"):
-            small.unlink()
+        assert not list(file.parent.iterdir()), "what a trainer wrote goes with it"
         assert site.works()
+
+
+def test_folders_nested_deeper_than_any_path_end_the_trainer_and_are_removed(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB, scratch_bytes=8 << 20))
+    deep = "import time\nos.chdir('{home}/scratch')\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\n"
+    with site.trainer:
+        assert site.attack(deep + "open('f', 'w').write('x')\ntime.sleep(60)") is TrainerCode.DIED
+        assert not list((tmp_path / "scratch").iterdir())
+        assert site.works()
+
+
+def test_a_deleted_file_that_stays_open_does_not_fill_the_disk(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    """On a file system of its own, 64 MiB large, of which a trainer must leave half."""
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB, scratch_bytes=1 << 30))
+    scratch = tmp_path / "scratch"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(scratch)], check=False).returncode:
+        lacking("mounting a file system needs root")
+    gone = "import time\nfile = open('{home}/scratch/gone', 'wb')\nos.unlink(file.name)\n"
+    try:
+        with site.trainer:
+            assert site.attack(gone + "file.write(bytes(48 << 20))\nfile.flush()\ntime.sleep(60)") is TrainerCode.DIED
+            assert shutil.disk_usage(scratch).used < 1 << 20
+            assert site.works()
+    finally:
+        subprocess.run(["umount", str(scratch)], check=True)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_more_than_there_may_be() -> None:
+    with tempfile.TemporaryDirectory() as name, as_somebody(name):
+        closed = Path(name) / "closed"
+        closed.mkdir()
+        assert is_within(Path(name), 1 << 20)
+        closed.chmod(0o300)
+        assert not is_within(Path(name), 1 << 20)
+        closed.chmod(0o700)
+
+
+@contextmanager
+def as_somebody(folder: str) -> Iterator[None]:
+    """As a user whom modes bind, where the tests are root's. The folder becomes this user's."""
+    if os.geteuid():
+        yield
+        return
+    os.chown(folder, 65534, -1)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_no_core_is_dumped_and_the_stack_is_bounded(confined: Site) -> None:
+    """A limit of 0 on cores is not looked at where the kernel pipes them to a crash handler; one of 1 is."""
+    limits = "import resource as r\nassert r.getrlimit(r.RLIMIT_CORE) == (1, 1)\n"
+    assert confined.attack(f"{limits}assert r.getrlimit(r.RLIMIT_STACK)[1] <= 8 << 20\n{SAY}") is None
+    assert confined.succeeded
 
 
 def test_a_model_that_talks_without_end_fills_no_disk(confined: Site) -> None:
@@ -374,7 +440,7 @@ def test_a_home_among_the_packages_stays_hidden(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "venv")
     options = mounts(Grants(hidden=[tmp_path / "venv" / "home"]), [tmp_path / "venv", tmp_path / "link"])
     covered = [options[at + 1] for at, option in enumerate(options) if option == "--tmpfs"]
-    assert covered == [f"{tmp_path}/venv/home", f"{tmp_path}/link/home"]
+    assert covered == ["/dev", f"{tmp_path}/venv/home", f"{tmp_path}/link/home"]
     with pytest.raises(SandboxError, match="move one"):
         mounts(Grants(hidden=[tmp_path / "venv"]), [tmp_path / "venv"])
 

@@ -191,6 +191,7 @@ def test_a_trainer_killed_in_mid_training_gives_a_code_and_the_next_call_works(
             trainer.train(model, statistics, round_number=1, seed=1)
         assert caught.value.code is TrainerCode.DIED
         assert caught.value.refusal is RefusalCode.TRAINING
+        trainer.open()
         flag.touch()
         assert trainer.train(model, statistics, round_number=1, seed=1).count == 96
         assert trainer.pid != killed

@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> None:
         "threads": lambda: _threads(int(num_threads)),
         "processors": _processors,
         "memory": lambda: _memory(int(memory_bytes)),
+        "shared memory": _shared_memory,
     }
     for name, attempt in attempts.items():
         try:
@@ -82,6 +83,13 @@ def _processors() -> None:
 def _memory(limit: int) -> None:
     """More memory than the limit, asked for and not touched."""
     bytearray(limit + 1)
+
+
+def _shared_memory() -> None:
+    """Memory that a limit on a process does not count."""
+    import mmap  # noqa: PLC0415
+
+    mmap.mmap(-1, mmap.PAGESIZE).close()
 
 
 if __name__ == "__main__":

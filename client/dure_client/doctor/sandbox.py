@@ -25,6 +25,7 @@ _HELD: Mapping[str, str] = {
     "threads": "a trainer cannot start threads without end",
     "processors": "a trainer cannot use more processors than its limit",
     "memory": "a trainer cannot take more memory than its limit",
+    "shared memory": "a trainer cannot take memory that its limit does not count",
 }
 _BY_ROOT = "run the agent as a user of its own: the kernel counts no threads of root's"
 

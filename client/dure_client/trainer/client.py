@@ -264,6 +264,7 @@ class TrainerClient:
             channel.close()
         if process is not None:
             process.close()
+            self._scratch.clear()  # a model may have left rows there
 
     def _take(self, name: str, scalar: type[Scalar], length: int) -> NDArray[Scalar]:
         try:

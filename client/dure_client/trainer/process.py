@@ -33,6 +33,9 @@ _START_POLL_SECONDS = 0.01
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 _WATCH_SECONDS = 0.5
 _MAX_SCRATCH_ENTRIES = 10_000
+_MAX_SCRATCH_DEPTH = 64
+_LEAST_FREE_BYTES = 4 << 30
+"""A trainer ends where less is free on the disk, or less than half of what was free when it began."""
 _MANY_FILES = 64
 """From so many files in one folder on, the folder is granted instead of each file: mounts cost time."""
 _starter = ThreadPoolExecutor(1, "trainer starter")
@@ -188,23 +191,31 @@ def _data_files(places: TrainerPlaces) -> list[Path]:
 
 def _watch(process: TrainerProcess, scratch: Path, limits: Limits) -> None:
     """End a trainer whose scratch folder grows beyond the limit: no limit on a process counts many files."""
+    least_free_bytes = min(_LEAST_FREE_BYTES, shutil.disk_usage(scratch).free // 2)
     while not process.has_ended_within(_WATCH_SECONDS):
-        if not _is_within(scratch, limits.scratch_bytes):
-            logger.warning("the trainer was ended: it wrote more than it may into %s", scratch)
+        # A deleted file that is still open shows in no folder, but on the disk.
+        is_full = shutil.disk_usage(scratch).free < least_free_bytes
+        if is_full or not is_within(scratch, limits.scratch_bytes):
+            why = "too little space is left on the disk of" if is_full else "it wrote more than it may into"
+            logger.warning("the trainer was ended: %s %s", why, scratch)
             process.kill()
             return
 
 
-def _is_within(scratch: Path, most_bytes: int) -> bool:
-    total, entries = 0, 0
-    for parent, folders, names in os.walk(scratch):
+def is_within(scratch: Path, most_bytes: int) -> bool:
+    """Whether a scratch folder holds no more than it may, and nothing that cannot be looked into."""
+    total, entries, begin = 0, 0, len(scratch.parts)
+    unseen: list[OSError] = []
+    for parent, folders, names in os.walk(scratch, onerror=unseen.append):
         entries += len(folders) + len(names)
+        if len(Path(parent).parts) - begin > _MAX_SCRATCH_DEPTH:
+            return False
         for name in names[:_MAX_SCRATCH_ENTRIES]:
             with suppress(OSError):  # it is gone again
                 total += (Path(parent) / name).lstat().st_blocks * 512
         if total > most_bytes or entries > _MAX_SCRATCH_ENTRIES:
             return False
-    return True
+    return all(isinstance(error, FileNotFoundError) for error in unseen)
 
 
 def _private_folder(scratch: Path) -> Path:

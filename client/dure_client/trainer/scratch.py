@@ -4,6 +4,7 @@ The agent treats what it finds there as a stranger's: it follows no symbolic lin
 another size than it expects.
 """
 
+import itertools
 import os
 import secrets
 import shutil
@@ -78,21 +79,42 @@ class Scratch:
             _remove(path)
 
     def clear(self) -> None:
-        """Remove what a dead agent or trainer left behind. Called while no trainer runs and nothing is lent."""
-        for folder in self._folder.glob(f"{SOCKET_FOLDER}*"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for ending in _ENDINGS.values():
-            for path in self._folder.glob(f"a-*.{ending}"):
-                _remove(path)
+        """Remove all that a dead agent or a trainer left behind. Called while no trainer runs.
+
+        A folder's folders are moved up before it goes: a trainer may have nested them deeper than any path reaches.
+        What cannot be removed is in nobody's way.
+        """
+        number = itertools.count()
+        with suppress(OSError):
+            self._folder.chmod(0o700)
+            while entries := list(self._folder.iterdir()):
+                for entry in entries:
+                    for inner in _opened(entry) if _is_folder(entry) else ():
+                        if _is_folder(inner):
+                            inner.chmod(0o700)
+                            inner.rename(self._folder / f"{secrets.token_hex(8)}-{next(number)}")
+                        else:
+                            inner.unlink()
+                    entry.rmdir() if _is_folder(entry) else entry.unlink()
 
 
 def _open_warily(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _opened(folder: Path) -> list[Path]:
+    """What is in a folder whose mode a trainer may have changed."""
+    folder.chmod(0o700)
+    return list(folder.iterdir())
+
+
 def _remove(path: Path) -> None:
     """Remove a file, or what a trainer made in its place; what cannot be removed is in nobody's way."""
     with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
+        if _is_folder(path):
             shutil.rmtree(path)
         path.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ _TRIAL_SECONDS = 20.0
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64")
 # None of these is about this host's people or services. Topology is for OpenMP, which counts processors there.
 _HARMLESS = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu")
+# Not /dev/zero and /dev/shm, shared mappings of which are memory that no limit counts.
+_DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
 _ISOLATION = (
     *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
     *("--hostname", "trainer", "--cap-drop", "ALL", "--new-session", "--die-with-parent"),
@@ -107,7 +109,9 @@ def mounts(grants: Grants, python: Sequence[Path]) -> list[str]:
     options: list[str] = []
     for path in shown:
         options += _link_or_bind(path)
-    options += ["--proc", "/proc", "--dev", "/dev"]
+    options += ["--proc", "/proc", "--tmpfs", "/dev"]
+    for name in _DEVICES:
+        options += ["--dev-bind", name, name]
     for cover in covers:
         options += ["--tmpfs", str(cover)]
     for path in grants.readable:

@@ -38,7 +38,8 @@ class Unconfined:
 def limited(command: Sequence[str], limits: Limits, *, num_threads: int | None = None) -> tuple[str, ...]:
     """A command behind the launcher. `num_threads` counts all of a user's, so it is for a user namespace of its own."""
     settings = {
-        "CORE": 0,  # a core dump would hold the rows
+        "CORE": 1,  # a core dump would hold the rows; with 0, a crash handler that the kernel pipes to gets it whole
+        "STACK": 8 << 20,  # memory beside DATA
         "DATA": limits.memory_bytes,
         "FSIZE": limits.scratch_bytes,
         "NOFILE": limits.num_open_files,

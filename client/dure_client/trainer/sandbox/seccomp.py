@@ -20,6 +20,9 @@ _DENIED: Final[Mapping[str, tuple[int | None, int | None]]] = {
     "memfd_create": (319, 279),  # memory beside RLIMIT_DATA
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
+    "msgget": (68, 186),  # queues hold kernel memory
+    "semget": (64, 190),
+    "mq_open": (240, 180),
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -69,6 +72,7 @@ _X32_CALLS: Final = 0x40000000  # a second numbering of x86_64's calls begins he
 _CLONE_THREAD: Final = 0x10000
 _AF_UNIX: Final = 1
 _SHARED_ANONYMOUS: Final = 0x21  # MAP_SHARED | MAP_ANONYMOUS: memory beside RLIMIT_DATA
+_GROWS_DOWN: Final = 0x100  # counted as a stack, which is beside RLIMIT_DATA, too
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06
 _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT = 0x15, 0x35, 0x45
@@ -97,10 +101,14 @@ def filter_program(machine: str) -> bytes:
             lines += _when(_IF_EQUAL, number, [_refuse(errno.EPERM)])
     thread_or_not = [_argument(0), *_when(_IF_ANY_BIT, _CLONE_THREAD, [_end(_ALLOW)]), _refuse(errno.EPERM)]
     local_or_not = [_argument(0), *_when(_IF_EQUAL, _AF_UNIX, [_end(_ALLOW)]), _refuse(errno.EAFNOSUPPORT)]
-    shared = _when(_IF_EQUAL, _SHARED_ANONYMOUS, [_refuse(errno.EPERM)])
+    not_counted = [
+        *_when(_IF_ANY_BIT, _GROWS_DOWN, [_refuse(errno.EPERM)]),
+        _step(_AND, _SHARED_ANONYMOUS),
+        *_when(_IF_EQUAL, _SHARED_ANONYMOUS, [_refuse(errno.EPERM)]),
+    ]
     lines += _when(_IF_EQUAL, here.clone, thread_or_not)
     lines += _when(_IF_EQUAL, here.socket, local_or_not)
-    lines += _when(_IF_EQUAL, here.mmap, [_argument(3), _step(_AND, _SHARED_ANONYMOUS), *shared, _end(_ALLOW)])
+    lines += _when(_IF_EQUAL, here.mmap, [_argument(3), *not_counted, _end(_ALLOW)])
     return b"".join([*lines, _end(_ALLOW)])
 
 
