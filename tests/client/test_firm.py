@@ -3,6 +3,7 @@
 import itertools
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,10 @@ class FakeTrainer:
     def use_threads(self, num_threads):
         self.num_threads = num_threads
 
+    def grant(self, devices, limits):
+        self.granted = devices, limits.memory_bytes
+        self.close()
+
 
 def opened(job, firm):
     """The job as the firm's process holds it, with a trainer that runs."""
@@ -169,6 +174,23 @@ def test_what_the_firm_decides_in_the_middle_of_a_job_holds_from_the_next_reques
     assert firm.answer(next(ask), Given()).message == Refusal(name, RefusalCode.REJECTED_BY_FIRM)
     decide(home, job, Verdict.APPROVED, datetime.now(UTC))
     assert isinstance(firm.answer(next(ask), Given()).message, KeyAdvertisement)
+
+
+def test_what_a_policy_grants_the_trainer_changes_with_the_next_request(job_and_firm):
+    """A GPU that was withdrawn would else stay granted until the agent's next start."""
+    job, _, firm = job_and_firm
+    held, policy = opened(job, firm), firm._home.policy_file
+    text = policy.read_text()
+    write_file(policy, text.replace("minimum_rows = ", "minimum_rows = 1 #").encode())
+    firm.answer(encode(AskKeys(job.digest(), 2)), Given())
+    assert held.trainer.pid == 1, "what does not concern the trainer ends none"
+    changed = text.replace("gpu_devices = []", 'gpu_devices = ["/dev/gpu0"]').replace(
+        "memory_gib = 0", "memory_gib = 2"
+    )
+    write_file(policy, changed.encode())
+    firm.answer(encode(AskKeys(job.digest(), 3)), Given())
+    assert held.trainer.granted == ((Path("/dev/gpu0"),), 2 << 30)
+    assert held.trainer.pid is None
 
 
 def test_a_firm_that_has_decided_nothing_new_does_not_read_its_policy_again(job_and_firm, monkeypatch):

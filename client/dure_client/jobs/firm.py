@@ -11,9 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 from dure_client.absence import absence, at_limit, local_now
 from dure_client.home import AgentHome
@@ -29,9 +28,9 @@ from dure_client.jobs.approvals import (
     known_jobs,
 )
 from dure_client.jobs.folder import JobFolder
+from dure_client.jobs.open_job import OpenJob, compare, granted, stamp
 from dure_client.jobs.refusals import forget_refusal, note_refusal
 from dure_client.jobs.released import ReleasedFile
-from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.leaving import has_left, has_left_consortium, leave_file
 from dure_client.packages.admission import job_model
@@ -66,7 +65,6 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 IDLE_SECONDS = 600.0
 """How long a job's trainer may wait for the next request: longer than a round's waits, shorter than a night."""
-_Stamp = tuple[int, int, int] | None
 
 
 def utc_now() -> datetime:
@@ -106,7 +104,7 @@ class Firm:
         self._randomness, self._num_threads = randomness, num_threads
         self._released = ReleasedFile(home.state / "released.bin")
         self._trainings = TrainedFile(home.state / "trained.json")
-        self._jobs: dict[bytes, _OpenJob] = {}
+        self._jobs: dict[bytes, OpenJob] = {}
         self._aside = ThreadPoolExecutor(1, "results")
 
     def answer(self, body: bytes, given: Given) -> Reaction:
@@ -244,17 +242,22 @@ class Firm:
             opened.result = self._aside.submit(self._write_result, opened)
         return reaction
 
-    def _policy_on(self, opened: "_OpenJob") -> Policy:
+    def _policy_on(self, opened: OpenJob) -> Policy:
         """The policy in force, once the job is checked against it; checked anew when the policy or the firm's word on
         the job has changed. What is installed is looked at when the job is opened: that is what its trainer loads."""
         home = self._home
         files = home.policy_file, home.job_folder(opened.job.id) / APPROVAL_FILE, home.vouches, leave_file(home, "")
-        stamps = tuple(_stamp(file) for file in files)
+        stamps = tuple(stamp(file) for file in files)
         if opened.checked is None or opened.checked[0] != stamps:
-            opened.checked = stamps, self._check(opened.job)
+            policy = self._check(opened.job)
+            if opened.granted != granted(policy):
+                opened.granted = granted(policy)
+                limits = self._trainer_limits(policy)
+                opened.side.while_idle(lambda: opened.trainer.grant(policy.gpu_devices, limits))
+            opened.checked = stamps, policy
         return opened.checked[1]
 
-    def _open(self, digest: bytes) -> "_OpenJob":
+    def _open(self, digest: bytes) -> OpenJob:
         if digest not in self._jobs:
             job = self._known(digest)
             policy = self._check(job)
@@ -263,7 +266,7 @@ class Firm:
             side = JobSide(
                 job, self._name, self._identity, folder, trainer, self._released, _limits(policy), self._randomness
             )
-            self._jobs[digest] = _OpenJob(job, side, folder, trainer, self._monotonic())
+            self._jobs[digest] = OpenJob(job, side, folder, trainer, granted(policy), self._monotonic())
             threading.Thread(target=warm_up, args=(layout_of(job, 1),), name="warm-up", daemon=True).start()
         return self._jobs[digest]
 
@@ -292,16 +295,19 @@ class Firm:
             hidden=(home,),
             devices=policy.gpu_devices,
         )
-        memory_bytes = int(policy.trainer_memory_gib * (1 << 30))
         return TrainerClient(
             TrainingSpec.of(job),
             places,
             num_threads=self._num_threads,
             module=self._trainer_module,
             sandbox=self._sandbox,
-            limits=Limits.of_host(home, memory_bytes, policy.trainer_processors),
+            limits=self._trainer_limits(policy),
             called=self._note_call,
         )
+
+    def _trainer_limits(self, policy: Policy) -> Limits:
+        memory_bytes = int(policy.trainer_memory_gib * (1 << 30))
+        return Limits.of_host(self._home.path, memory_bytes, policy.trainer_processors)
 
     def _note_call(self, method: str, seconds: float) -> None:
         """A call of a trainer is over."""
@@ -309,7 +315,7 @@ class Firm:
             self._trainings.add(self._clock(), seconds)
         self._told_trained(method, seconds)
 
-    def _write_result(self, opened: "_OpenJob") -> None:
+    def _write_result(self, opened: OpenJob) -> None:
         """Train the firm's own model for comparison and keep both reports, at the firm."""
         from_now_on(job=opened.job.id)
         try:
@@ -335,26 +341,6 @@ class Firm:
             return None if isinstance(request, Hello) else self._known(request.job_digest).id
         except DureError:
             return None
-
-
-class _OpenJob:
-    """A job this process works on."""
-
-    def __init__(self, job: JobFile, side: JobSide, folder: JobFolder, trainer: TrainerClient, used_at: float) -> None:
-        self.job, self.side, self.folder, self.trainer = job, side, folder, trainer
-        self.used_at = used_at
-        self.result: Future[None] | None = None
-        self.checked: tuple[tuple[_Stamp, ...], Policy] | None = None
-        """The policy that the job was last found to be within, and the stamps of the files that said so."""
-
-
-def _stamp(file: Path) -> _Stamp:
-    """Differs when a file was written or replaced; None where there is none."""
-    try:
-        status = file.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _code_of(error: DureError) -> RefusalCode:
@@ -385,22 +371,3 @@ def _request(body: bytes) -> Request:
     if not isinstance(message, Request):
         raise MessageError(f"a coordinator does not send {type(message).__name__}")
     return message
-
-
-def compare(opened: _OpenJob) -> JobResult:
-    """Train the firm's own model and report both on the firm's rows. Raises TrainerError."""
-    trainer, side = opened.trainer, opened.side
-    federated = trainer.evaluate(side.state.final, side.statistics)
-    own = trainer.train_alone(seed=side.training_seed)
-    opened.folder.save_array("own.f32", own.parameters)
-    rows = trainer.open()
-    return JobResult(
-        job=opened.job.id,
-        num_train=rows.num_train,
-        num_validation=rows.num_validation,
-        num_test=rows.num_test,
-        primary_metric=rows.primary_metric,
-        higher_is_better=rows.higher_is_better,
-        alone=ModelReport(validation=own.validation, test=own.test),
-        federated=ModelReport(validation=federated.validation, test=federated.test),
-    )

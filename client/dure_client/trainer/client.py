@@ -6,9 +6,10 @@ what that means.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -166,6 +167,11 @@ class TrainerClient:
         if num_threads != self._num_threads:
             self._num_threads = num_threads
             self._end()
+
+    def grant(self, devices: Sequence[Path], limits: Limits) -> None:
+        """What the process may use from now on; one that runs is ended, and started anew later."""
+        self._places, self._limits = replace(self._places, devices=devices), limits
+        self._end()
 
     def close(self) -> None:
         """End the process. A later call would start it again."""
