@@ -46,7 +46,7 @@ class Departure:
             try:
                 if self._look():
                     return
-            except DureError as error:
+            except (DureError, OSError) as error:  # a full disk, too, is tried again
                 logger.warning("leaving cannot go on: %s", error)
                 self._not_before = time.monotonic() + RETRY_SECONDS
             self._stop.wait(LOOK_SECONDS)

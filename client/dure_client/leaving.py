@@ -22,9 +22,8 @@ from dure_client.ledger_export import export
 from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError
 from dure_protocols.frames import Envelope, Place
-from dure_protocols.job import JobFile
 from dure_protocols.leaving import EVERY_JOB, Leave, LeaveReceipt, Runs, runs_of
-from dure_protocols.ledger import LedgerRecord, RecordKind
+from dure_protocols.ledger import RecordKind
 
 LEAVE_FILE, RECEIPT_FILE = "leave.bin", "leave-receipt.bin"
 LAST_EXPORT = "at-leaving.jsonl"
@@ -189,28 +188,33 @@ class Remains:
     """What stays of this firm in a job's published sums, by its own account.
 
     opened: rounds, as runs, whose sum it helped to open; uploaded: rounds in which its masked vector left and it opened
-    nothing. mode: of the job: in threshold mode the others may have opened those as well.
+    nothing. mode: of the job: in threshold mode the others may have opened those as well; None: its file is damaged.
     """
 
     job: str
-    mode: str
+    mode: str | None
     opened: Runs
     uploaded: Runs
 
 
 def what_remains(home: AgentHome, jobs: Iterable[str]) -> list[Remains]:
-    """What the ledger says of jobs, by id. Raises LedgerError where it cannot be read, ApprovalError."""
-    return [_remains(known_job(home, job).job, list(read_records(home.ledger_file))) for job in jobs]
-
-
-def _remains(job: JobFile, records: Iterable[LedgerRecord]) -> Remains:
-    left: dict[RecordKind, set[int]] = {RecordKind.RELEASE: set(), RecordKind.MASKED_UPDATE: set()}
-    for record in records:
+    """What the ledger says of jobs, by id. Raises LedgerError where it cannot be read."""
+    kinds = RecordKind.RELEASE, RecordKind.MASKED_UPDATE
+    left: dict[str, dict[RecordKind, set[int]]] = {job: {kind: set() for kind in kinds} for job in jobs}
+    for record in read_records(home.ledger_file):
         entry = record.entry
-        if entry.job == job.id and entry.kind in left:
-            left[entry.kind].add(entry.round)
-    opened = left[RecordKind.RELEASE]
-    return Remains(job.id, job.mode, runs_of(opened), runs_of(left[RecordKind.MASKED_UPDATE] - opened))
+        if entry.job in left and entry.kind in kinds:
+            left[entry.job][entry.kind].add(entry.round)
+    modes = {known.job.id: known.job.mode for known in _known(home)}
+    return [
+        Remains(
+            job,
+            modes.get(job),
+            runs_of(rounds[RecordKind.RELEASE]),
+            runs_of(rounds[RecordKind.MASKED_UPDATE] - rounds[RecordKind.RELEASE]),
+        )
+        for job, rounds in left.items()
+    ]
 
 
 def _known(home: AgentHome) -> Iterator[KnownJob]:

@@ -50,10 +50,16 @@ class Upkeep:
         """Look after both until told to stop."""
         while not self._stop.is_set():
             self._follow_settings()
-            self._errand()
+            self._run_errand()
             if time.monotonic() >= self._not_before:
                 self._renew_in_time()
             self._stop.wait(self._look_seconds)
+
+    def _run_errand(self) -> None:
+        try:
+            self._errand()
+        except (DureError, OSError) as error:  # a full disk must not end the renewals
+            logger.warning("what a command asked for could not be done: %s", error)
 
     def _renew_in_time(self) -> None:
         try:
@@ -62,7 +68,7 @@ class Upkeep:
             facts = renew(
                 self._home, lambda csr: self._link.renew(csr, RENEWAL_PATIENCE_SECONDS), self._link.clock.now_utc()
             )
-        except DureError as error:  # tried again; `status` tells how long the old one lasts
+        except (DureError, OSError) as error:  # tried again; `status` tells how long the old one lasts
             logger.warning("the certificate could not be renewed yet: %s", error)
             self._not_before = time.monotonic() + self._retry_seconds
         else:

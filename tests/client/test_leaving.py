@@ -247,6 +247,24 @@ def test_repeating_the_command_erases_what_was_left_of_the_keys(home: AgentHome)
     assert not home.identity_key_file.exists()
 
 
+def test_a_full_disk_does_not_end_the_thread_that_tells_the_server(
+    home: AgentHome, firm: Firm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement, server, gone, stop = declare(home, "", now()), Server(), threading.Event(), threading.Event()
+    monkeypatch.setattr("dure_client.departure.RETRY_SECONDS", 0.0)
+    tries = iter([OSError(28, "No space left on device")])
+
+    def send(data: bytes, seconds: float) -> bytes:
+        for error in tries:
+            raise error
+        server.is_there = True
+        return server(data, seconds)
+
+    Departure(home, send, stop, give_up=firm.give_up, gone=gone.set).run()
+    assert gone.is_set()
+    assert server.heard == [statement]
+
+
 def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:
     statement = declare(home, "", now())
     other = Authority.create("valley", datetime(2026, 1, 1, tzinfo=UTC), key=new_tls_key(), serial=7)
@@ -263,6 +281,25 @@ def test_a_damaged_statement_still_keeps_the_firm_out(home: AgentHome, firm: Fir
     assert firm.answer(requests(jobs[0])[0], Given()).message == Refusal(NAME, RefusalCode.LEFT)
     with pytest.raises(LeavingError, match="leave again"):
         untold(home)
+
+
+@pytest.mark.parametrize("job", ["press", ""])
+@pytest.mark.parametrize("damaged", ["ledger", "another job"])
+def test_damaged_files_keep_nobody_from_leaving(home: AgentHome, job: str, damaged: str) -> None:
+    """A power cut tears the ledger's last line, and only an agent's start repairs it."""
+    with Ledger(home.ledger_file, home.identity()) as ledger:
+        ledger.record(Entry(RecordKind.RELEASE, 1, bytes(32), "press", 1, 1))
+    if damaged == "ledger":
+        with home.ledger_file.open("ab") as file:
+            file.write(b'{"torn')
+    else:
+        (other := home.job_folder("another")).mkdir()
+        (other / "job.json").write_bytes(b"{")
+    named = [job] if job else ["--consortium"]
+    done = CliRunner().invoke(app, ["leave", *named, "--yes", "--seconds", "0.2", "--home", str(home.path)])
+    assert done.exit_code == 0, done.output
+    assert leave_file(home, job).exists()
+    assert ("cannot be told" in done.output) is (damaged == "ledger")
 
 
 def test_what_remains_is_what_the_ledger_says_was_released(home: AgentHome) -> None:

@@ -14,7 +14,7 @@ from dure_client import leaving
 from dure_client.commands.join import HomeOption
 from dure_client.health import Health, read_health
 from dure_client.home import AgentHome, HomeError
-from dure_client.jobs.approvals import known_jobs
+from dure_client.jobs.approvals import known_job
 from dure_client.ledger import Ledger
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkError
@@ -46,8 +46,9 @@ def leave(
         _print_receipt(agent_home, told, out)
         return
     config = agent_home.config()
-    jobs = [job] if job else [known.job.id for known in known_jobs(agent_home)]
-    _print_remains(agent_home, jobs, out)
+    if job:
+        known_job(agent_home, job)
+    _print_remains(agent_home, [job] if job else agent_home.job_names(), out)
     what = f"job {job}" if job else f"the consortium {config.consortium}; this firm's keys will be erased"
     if not yes and not leaving.leave_file(agent_home, job).exists():
         typer.confirm(f"Leave {what}? This cannot be taken back.", abort=True)
@@ -111,10 +112,17 @@ def _send(home: AgentHome, statement: Leave, seconds: float) -> LeaveReceipt:
 
 
 def _print_remains(home: AgentHome, jobs: list[str], out: Console) -> None:
-    for one in leaving.what_remains(home, jobs):
+    """By the firm's own account. One that cannot be given keeps nobody from leaving."""
+    try:
+        remains = leaving.what_remains(home, jobs)
+    except (DureError, OSError) as error:
+        out.print(f"[yellow]What remains cannot be told from the ledger:[/] {escape(str(error))}. The server's receipt")
+        out.print("lists the published sums that hold this firm's updates.")
+        remains = []
+    for one in remains:
         out.print(f"[bold]{one.job}[/]")
         out.print(f"  Remains, and cannot be taken back: what was released in rounds {told_runs(one.opened)}.")
-        if one.uploaded and one.mode == "threshold":
+        if one.uploaded and one.mode != "retry":
             out.print(f"  The others may have opened sums of rounds {told_runs(one.uploaded)}, too (threshold mode).")
         elif one.uploaded:
             out.print(f"  Uploaded under masks and never opened: rounds {told_runs(one.uploaded)}.")

@@ -99,7 +99,10 @@ def fetch_now(home: AgentHome, wanted: str, *, patience_seconds: float = PATIENC
 
 
 def run_errand(home: AgentHome, recorder: EgressRecorder, environment: Mapping[str, str]) -> None:
-    """Fetch what a command wished for, if it did. Called by the agent, about once a second; raises nothing."""
+    """Fetch what a command wished for, if it did. Called by the agent, about once a second.
+
+    Raises OSError where not even the answer can be written.
+    """
     file = wish_file(home)
     if not file.exists():
         return
@@ -109,7 +112,7 @@ def run_errand(home: AgentHome, recorder: EgressRecorder, environment: Mapping[s
         return
     try:
         told = Told(id=wish.id, digests=tuple(fetch(home, wish.wanted, recorder, environment)))
-    except DureError as error:
+    except (DureError, OSError) as error:
         logger.warning("model packages could not be fetched: %s", error)
         told = Told(id=wish.id, problem=str(error)[:4000])
     write_file(told_file(home), told.model_dump_json().encode())
