@@ -156,6 +156,22 @@ def bench_scale_command(
         print(f"{title:14}", ", ".join(f"{name} {value:g}" for name, value in figures.items()))
 
 
+@bench.command(name="trainer")
+def bench_trainer_command(
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, after one to warm up.")] = 15,
+    as_json: JsonOption = False,
+) -> None:
+    """What the start of a trainer costs a job, and what of it the sandbox adds."""
+    from dure_lab.bench.trainer_start import bench_trainer_start  # noqa: PLC0415
+
+    result = bench_trainer_start(repeats)
+    if as_json:
+        print(result.model_dump_json(indent=2))
+        return
+    _print_phases(result.seconds)
+    _print_phases({"full adds": result.full_adds, "to nothing": result.full_adds_to_nothing})
+
+
 @bench.command(name="secagg")
 def bench_secagg_command(
     firms: Annotated[str, typer.Option(help="Numbers of firms, with commas.")] = "3,8,16,50,100",
