@@ -16,6 +16,8 @@ from typing import Final
 from xml.etree import ElementTree  # writes only; nothing is parsed
 
 NAME: Final = "dure-agent"
+WINDOWS_NAME: Final = f"{NAME}-service"
+"""Of the definition and of WinSW beside it; `dure-agent.exe` is the agent itself."""
 WRITTEN_BY: Final = "# Written by `dure-agent install`."
 HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
 """What ProtectHome hides from a service."""
@@ -118,7 +120,7 @@ def settings_file(names: Iterable[str]) -> str:
 
 
 def windows_service(service: Service) -> str:
-    """A definition for WinSW, the service wrapper: dure-agent.xml beside dure-agent-service.exe.
+    """A definition for WinSW, the service wrapper, which reads the one that has its own file's name: WINDOWS_NAME.
 
     The service runs as its own virtual account, which has no password.
     """

@@ -152,13 +152,18 @@ def test_what_would_loosen_the_unit_is_refused(tmp_path: Path, options: tuple[st
 
 
 def test_a_windows_service_runs_as_its_own_account(tmp_path: Path) -> None:
-    assert run("install", "--platform", "windows", "--root", str(tmp_path), "--home", "/srv/mill & co").exit_code == 0
-    service = ElementTree.parse(tmp_path / "dure-agent.xml").getroot()
+    result = run("install", "--platform", "windows", "--root", str(tmp_path), "--home", "/srv/mill & co")
+    assert result.exit_code == 0
+    (file,) = tmp_path.iterdir()
+    service = ElementTree.parse(file).getroot()
     assert service.findtext("serviceaccount/username") == "NT SERVICE\\dure-agent"
     assert service.findtext("arguments") == "run"
     home = service.find("env")
     assert home is not None
     assert home.attrib == {"name": "DURE_AGENT_HOME", "value": "/srv/mill & co"}
+    wrapper = f"{file.stem}.exe"  # WinSW reads the definition that has its own name
+    assert f".\\{wrapper} install" in result.stdout
+    assert wrapper != f"{Path(service.findtext('executable', '')).stem}.exe"  # which may lie in the same folder
 
 
 def test_every_setting_is_in_the_documentations_table() -> None:

@@ -11,13 +11,22 @@ import typer
 from rich.console import Console
 
 from dure_client.home import HOME_VARIABLE, SETTING_PREFIX, AgentConfig, HomeError
-from dure_client.service import NAME, WRITTEN_BY, Service, settings_file, systemd_unit, sysusers, windows_service
+from dure_client.service import (
+    NAME,
+    WINDOWS_NAME,
+    WRITTEN_BY,
+    Service,
+    settings_file,
+    systemd_unit,
+    sysusers,
+    windows_service,
+)
 
 RUN_VARIABLES = ("DURE_AGENT_THREADS", "DURE_AGENT_JSON", "DURE_PROXY_CREDENTIALS")
 UNIT = Path(f"etc/systemd/system/{NAME}.service")
 USERS = Path(f"etc/sysusers.d/{NAME}.conf")
 SETTINGS = Path("etc/dure/agent.env")
-WINDOWS_FILE = Path(f"{NAME}.xml")
+WINDOWS_FILE = Path(f"{WINDOWS_NAME}.xml")
 
 
 class Platform(StrEnum):
@@ -162,7 +171,7 @@ def _try(act: Callable[[], object], file: Path) -> None:
 def _next(service: Service, platform: Platform, target: Path) -> list[str]:
     if platform is Platform.WINDOWS:
         return [
-            f"Lay WinSW beside it as {NAME}.exe, then run in an administrator's shell: .\\{NAME}.exe install",
+            f"Lay WinSW beside it as {WINDOWS_NAME}.exe; in an administrator's shell: .\\{WINDOWS_NAME}.exe install",
             f"Give the account NT SERVICE\\{NAME} full control of {service.home} and nobody else.",
         ]
     place = "" if target == Path("/") else f" (once the files are where they belong, they are below {target} now)"
