@@ -19,6 +19,8 @@ NAME: Final = "dure-agent"
 WINDOWS_NAME: Final = f"{NAME}-service"
 """Of the definition and of WinSW beside it; `dure-agent.exe` is the agent itself."""
 WRITTEN_BY: Final = "# Written by `dure-agent install`."
+EX_CONFIG: Final = 78
+"""`dure-agent run` ends with it where only a person helps (sysexits.h's number); the unit then starts nothing again."""
 HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
 """What ProtectHome hides from a service."""
 
@@ -58,6 +60,7 @@ def systemd_unit(service: Service) -> str:
         "UMask=0077",
         "Restart=on-failure",
         "RestartSec=30s",
+        f"RestartPreventExitStatus={EX_CONFIG}",
         "WatchdogSec=120s",
         "TimeoutStopSec=30s",
         "",

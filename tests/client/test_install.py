@@ -79,6 +79,7 @@ def test_only_the_home_is_writable_and_rows_are_read_only(tmp_path: Path) -> Non
             "CapabilityBoundingSet=",
             "PrivateTmp=yes",
         ),
+        *("Restart=on-failure", "RestartPreventExitStatus=78"),
         *("UMask=0077", "PrivateDevices=yes", "RestrictNamespaces=user mnt pid net ipc uts cgroup"),
     ):
         assert line in unit.splitlines()

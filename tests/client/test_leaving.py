@@ -1,6 +1,8 @@
 """A firm leaves a job or the consortium: at once, by its own files, and the server hears of it when it can."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -245,6 +247,16 @@ def test_repeating_the_command_erases_what_was_left_of_the_keys(home: AgentHome)
     assert done.exit_code == 0, done.output
     assert "its keys are erased here" in done.output.lower()
     assert not home.identity_key_file.exists()
+
+
+def test_an_agent_of_a_firm_that_left_ends_with_the_status_that_starts_nothing_again(home: AgentHome) -> None:
+    leave = declare(home, "", now())
+    home.ledger_file.parent.mkdir(exist_ok=True)
+    conclude(home, leave, receipt_for(leave.encode()))
+    command = [sys.executable, "-m", "dure_client.cli", "run", "--home", str(home.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "erased its keys" in done.stderr
+    assert done.returncode == 78
 
 
 def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:
