@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dure_client.cli import app
-from dure_client.commands.install import variables
+from dure_client.commands.install import COMMAND, variables
 from dure_client.home import AgentConfig
 from dure_client.notify import notify
 from tests.conftest import lacking
@@ -79,7 +79,7 @@ def test_only_the_home_is_writable_and_rows_are_read_only(tmp_path: Path) -> Non
             "CapabilityBoundingSet=",
             "PrivateTmp=yes",
         ),
-        *("Restart=on-failure", "RestartPreventExitStatus=78"),
+        *("Restart=on-failure", "RestartPreventExitStatus=78", "OOMPolicy=continue", "TasksMax=4096"),
         *("UMask=0077", "PrivateDevices=yes", "RestrictNamespaces=user mnt pid net ipc uts cgroup"),
     ):
         assert line in unit.splitlines()
@@ -107,6 +107,7 @@ def test_modes_do_not_follow_the_umask(tmp_path: Path, umask: int) -> None:
         os.umask(old)
     modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes.pop("etc/dure/agent.env") == 0o600
+    assert modes.pop(str(COMMAND)) == 0o755
     folders = {name for name in modes if (tmp_path / name).is_dir()}
     assert {modes[name] for name in folders} == {0o755}
     assert {mode for name, mode in modes.items() if name not in folders} == {0o644}
@@ -175,6 +176,49 @@ def test_every_setting_is_in_the_documentations_table() -> None:
     assert {name for name in rows if rows[name] == in_file[name]} == {
         f"DURE_AGENT_{name.upper()}" for name in AgentConfig.model_fields
     }
+
+
+def test_the_documentations_table_has_every_variable_that_the_code_names() -> None:
+    text = "".join(file.read_text() for file in Path("client").rglob("*.py"))
+    named = set(re.findall(r"""["'](DURE_\w*[A-Z0-9])["']""", text))
+    assert "DURE_AGENT_THREADS" in named
+    assert named <= {"DURE_AGENT_HOME", *variables()}
+
+
+def test_a_command_runs_as_the_services_user_with_its_settings(tmp_path: Path) -> None:
+    """With a stand-in that says how it was called: it takes a system that systemd runs to call the real one."""
+    home = "/srv/mill's & $co"
+    result = run("install", "--root", str(tmp_path / "root"), "--user", "mill", "--home", home)
+    script = tmp_path / "root" / COMMAND
+    (tmp_path / "systemd-run").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "systemd-run").chmod(0o755)
+    called = subprocess.run(
+        [script, "join", "--fingerprint", "3f9a $HOME"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert called.stdout.splitlines() == [
+        *("--quiet", "--collect", "--wait", "--pty", "--pipe", "--uid=mill"),
+        *(f"--setenv=DURE_AGENT_HOME={home}", "--property=EnvironmentFile=-/etc/dure/agent.env"),
+        *(f"--property=WorkingDirectory=-{tmp_path}", "--", str(Path(sys.prefix) / "bin" / "dure-agent")),
+        *("join", "--fingerprint", "3f9a $HOME"),
+    ]
+    assert "  /usr/local/sbin/dure-agent-as-service join --invitation FILE" in result.stdout
+    assert "sudo" not in result.stdout
+
+
+def test_systemd_run_knows_the_options_of_the_command(tmp_path: Path) -> None:
+    if shutil.which("systemd-run") is None:
+        lacking("needs systemd-run: apt-get install systemd")
+    written(tmp_path)
+    known = subprocess.run(["systemd-run", "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    used = set(re.findall(r"--[a-z]+", (tmp_path / COMMAND).read_text()))
+    assert len(used) == 8
+    assert used <= set(re.findall(r"--[a-z]+", known))
 
 
 def test_the_service_manager_hears_that_the_agent_is_ready(tmp_path: Path) -> None:
