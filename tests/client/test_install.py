@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dure_client.cli import app
-from dure_client.commands.install import COMMAND, variables
+from dure_client.commands.install import CGROUPS, COMMAND, variables
 from dure_client.home import AgentConfig
 from dure_client.notify import notify
 from tests.conftest import lacking
@@ -136,6 +136,29 @@ def test_uninstalling_removes_the_service_and_keeps_the_settings(tmp_path: Path)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["etc/dure/agent.env"]
     assert run("uninstall", "--root", str(tmp_path)).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "trace", ["etc/systemd/system/multi-user.target.wants/dure-agent.service", f"{CGROUPS[0]}/dure-agent.service"]
+)
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_service_that_is_enabled_or_runs_is_not_uninstalled(
+    tmp_path: Path, trace: str, options: tuple[str, ...]
+) -> None:
+    """Without its unit nobody could stop or disable it by name."""
+    written(tmp_path)
+    (tmp_path / trace).parent.mkdir(parents=True)
+    (tmp_path / trace).symlink_to("/etc/systemd/system/dure-agent.service")
+    before = sorted(tmp_path.rglob("*"))
+    result = run("uninstall", "--root", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert "run `systemctl disable --now dure-agent` first" in " ".join(result.stderr.split())
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / trace).unlink()
+    result = run("uninstall", "--root", str(tmp_path))
+    assert result.exit_code == 0
+    assert "systemctl daemon-reload" in result.stdout
+    assert "disable" not in result.stdout
 
 
 def test_print_changes_nothing(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ UNIT = Path(f"etc/systemd/system/{NAME}.service")
 USERS = Path(f"etc/sysusers.d/{NAME}.conf")
 SETTINGS = Path("etc/dure/agent.env")
 COMMAND = Path(f"usr/local/sbin/{NAME}-as-service")
+ENABLED = Path(f"etc/systemd/system/multi-user.target.wants/{UNIT.name}")
+CGROUPS = (Path("sys/fs/cgroup/system.slice"), Path("sys/fs/cgroup/systemd/system.slice"))
+"""Where the control group of a service that runs is, by their version."""
 MODES = {SETTINGS: 0o600, COMMAND: 0o755}
 """Of the files that have another than 0644."""
 WINDOWS_FILE = Path(f"{WINDOWS_NAME}.xml")
@@ -88,17 +91,21 @@ def install(
 
 
 def uninstall(root: _Root = Path("/"), only_print: _Print = False) -> None:
-    """Remove the service's files. The home with keys and ledger stays, and so does the settings file."""
+    """Remove a stopped and disabled service. Its home with keys and ledger stays, and so does its settings file."""
     gone = [file for file in (root / UNIT, root / USERS, root / COMMAND) if file.exists()]
     if not gone:
         raise HomeError(f"there is no {root / UNIT}: nothing was installed here")
     for file in gone:
         _check_ours(file)
+    traces = [root / path for path in (ENABLED, *(group / UNIT.name for group in CGROUPS))]
+    found = [path for path in traces if path.exists() or path.is_symlink()]
+    if found:
+        raise HomeError(f"the service is enabled or runs ({found[0]}): run `systemctl disable --now {NAME}` first")
     for file in gone:
         if not only_print:
             _try(file.unlink, file)
         typer.echo(f"{'Would remove' if only_print else 'Removed'} {file}")
-    typer.echo(f"Then run: systemctl disable --now {NAME}; systemctl daemon-reload")
+    typer.echo("Then run: systemctl daemon-reload")
     typer.echo(f"Kept: the agent's home with keys and ledger, and {root / SETTINGS}.")
 
 
