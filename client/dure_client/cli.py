@@ -1,6 +1,7 @@
 """`dure-agent`: the firm's program. Each command is in a module of `dure_client.commands`.
 
-An error that Dure raises on purpose is one red sentence and exit code 1; `--debug` shows where it came from.
+An error that Dure raises on purpose is one red sentence and exit code 1 (of `run`, 78 where only a person helps);
+`--debug` shows where it came from.
 """
 
 import os
@@ -33,7 +34,7 @@ class _Friendly(TyperGroup):
                 raise
             # Text, not markup: an error may quote brackets of a file or a path.
             Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"Error: {error}", style="red"))
-            raise typer.Exit(1) from error
+            raise typer.Exit(run.exit_status(error) if ctx.invoked_subcommand == "run" else 1) from error
 
 
 # Typer's own tracebacks print local variables, and those can be keys.

@@ -14,7 +14,7 @@
 Each setting of agent.toml may also be given by the environment, as DURE_AGENT_ and its name in capitals, which then
 goes before the file: see docs/installation.md. What a firm consents to stands in policy.toml alone.
 
-Errors: HomeError, with the command that helps.
+Errors: HomeError and its SettingsError, with the command that helps.
 """
 
 import os
@@ -41,6 +41,10 @@ SETTING_PREFIX = "DURE_AGENT_"
 
 class HomeError(DureError):
     """The agent's home is missing something, holds something damaged, or may be read by others."""
+
+
+class SettingsError(HomeError):
+    """agent.toml is damaged, or a variable is not what it must be: a person has to mend it."""
 
 
 def default_home() -> Path:
@@ -213,17 +217,17 @@ class AgentHome:
     def config(self, environment: Mapping[str, str] = os.environ) -> AgentConfig:
         """What is in force: agent.toml, and over it what the environment sets.
 
-        Raises HomeError if the firm has not joined, the file is damaged or a variable is not what it must be.
+        Raises HomeError if the firm has not joined, SettingsError.
         """
         written = self.written_config()
         given = settings_in(environment)
         try:
             return AgentConfig.model_validate(written.model_dump() | given) if given else written
         except ValidationError as error:
-            raise HomeError(f"a variable {SETTING_PREFIX}… is wrong: {_first_line(error)}") from error
+            raise SettingsError(f"a variable {SETTING_PREFIX}… is wrong: {_first_line(error)}") from error
 
     def written_config(self) -> AgentConfig:
-        """agent.toml alone, for whoever changes it. Raises HomeError if the firm has not joined or it is damaged."""
+        """agent.toml alone, for whoever changes it. Raises HomeError if the firm has not joined, SettingsError."""
         try:
             return AgentConfig.model_validate(parse_toml(self.config_file.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
@@ -232,7 +236,7 @@ class AgentHome:
                 "or name another folder with --home"
             ) from error
         except (ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, DureError) as error:
-            raise HomeError(
+            raise SettingsError(
                 f"{self.config_file} is damaged ({_first_line(error)}); restore it from a backup"
             ) from error
 
@@ -243,7 +247,7 @@ class AgentHome:
     def key_settings(self, environment: Mapping[str, str] = os.environ) -> KeyStoreSettings:
         """Where this home's identity key lives. Before the firm has joined, the environment alone says it.
 
-        Raises HomeError.
+        Raises SettingsError.
         """
         if self.config_file.exists():
             return self.config(environment)
@@ -251,7 +255,7 @@ class AgentHome:
         try:
             return KeyStoreSettings.model_validate(given)
         except ValidationError as error:
-            raise HomeError(f"the environment ({SETTING_PREFIX}PKCS11_…) is wrong: {_first_line(error)}") from error
+            raise SettingsError(f"the environment ({SETTING_PREFIX}PKCS11_…) is wrong: {_first_line(error)}") from error
 
     def key_store(self, environment: Mapping[str, str] = os.environ) -> KeyStore:
         """What holds the identity key: a file of this home or a token. Raises HomeError."""

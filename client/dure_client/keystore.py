@@ -6,7 +6,7 @@
 The link's TLS key is no part of it: gRPC takes it as PEM in memory, it lives for weeks at most, and it signs nothing
 that other firms believe. It is a file of mode 0600 (docs/security/keys.md).
 
-Errors: KeyStoreError, with what to do. Never with a PIN.
+Errors: KeyStoreError and its PinError, with what to do. Never with a PIN.
 """
 
 import contextlib
@@ -36,6 +36,10 @@ RandomBytes = Callable[[int], bytes]
 
 class KeyStoreError(DureError):
     """The identity key's token cannot be used as it is set."""
+
+
+class PinError(KeyStoreError):
+    """The token takes no PIN, or not this one. Nothing may try again by itself: it locks after a few tries."""
 
 
 class KeyStore(Protocol):
@@ -206,7 +210,7 @@ _one_at_a_time = threading.Lock()
 
 @lru_cache(maxsize=4)  # a process may log in to a token once
 def _open(module: str, token: str, pin: str) -> "Session":
-    """A session with a token. Raises KeyStoreError."""
+    """A session with a token. Raises PinError, KeyStoreError."""
     import pkcs11  # noqa: PLC0415
 
     try:
@@ -215,9 +219,11 @@ def _open(module: str, token: str, pin: str) -> "Session":
         raise KeyStoreError(
             f"{module} knows no token {token!r}: check pkcs11_token, and that it is plugged in"
         ) from error
-    except pkcs11.PinIncorrect as error:
-        raise KeyStoreError(
-            f"the token {token!r} refuses the PIN in pkcs11_pin_file; it locks after a few tries"
+    except (pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange) as error:
+        raise PinError(f"the token {token!r} refuses the PIN in pkcs11_pin_file; it locks after a few tries") from error
+    except (pkcs11.PinLocked, pkcs11.PinExpired, pkcs11.UserPinNotInitialized) as error:
+        raise PinError(
+            f"the token {token!r} takes no PIN now ({type(error).__name__}): have it unlocked, or given a new PIN"
         ) from error
     except (pkcs11.PKCS11Error, RuntimeError) as error:
         raise KeyStoreError(

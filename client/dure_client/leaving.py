@@ -33,6 +33,10 @@ class LeavingError(DureError):
     """A statement or receipt on disk is damaged, or there is nothing to leave."""
 
 
+class LeftConsortiumError(HomeError):
+    """This firm has left its consortium and erased its keys: there is nothing to run."""
+
+
 def leave_file(home: AgentHome, job: str) -> Path:
     """Where the statement about a job is, or with an empty name the one about the consortium."""
     return (home.job_folder(job) if job else home.state) / LEAVE_FILE
@@ -49,9 +53,9 @@ def has_left_consortium(home: AgentHome) -> bool:
 
 
 def check_is_member(home: AgentHome) -> None:
-    """Raises HomeError for a firm that has left its consortium and erased its keys."""
+    """Raises LeftConsortiumError for a firm that has left its consortium and erased its keys."""
     if has_left_consortium(home) and not home.key_store().has_key():
-        raise HomeError(
+        raise LeftConsortiumError(
             f"this firm left the consortium and erased its keys; what is kept is in {home.path}. To join again, ask for"
             " an invitation and name another folder with --home"
         )

@@ -7,7 +7,6 @@ record and not flushed: after a power cut it may lag behind, which is harmless, 
 is shorter than its head was cut by somebody.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from dure_client.file_lock import lock
 from dure_protocols import ledger as chain
 from dure_protocols.errors import DureError, MessageError
 from dure_protocols.identity import Identity
@@ -107,7 +107,7 @@ class Ledger:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
         except BlockingIOError as error:
             raise LedgerError(
                 0, f"another process writes {self._path}: stop the agent that runs on this home, then try again"

@@ -45,7 +45,8 @@ def run_agent(
 ) -> None:
     """Serve the firm's jobs until SIGTERM or Ctrl-C.
 
-    Raises HomeError before the firm has joined, ProxyError where the proxy's settings are wrong, LedgerError if another
+    Raises HomeError before the firm has joined, LeftConsortiumError after it has left, PinError where a token does not
+    take the PIN, ProxyError where the proxy's settings are wrong, LedgerError if another
     agent runs on this home, MetricsError if the port for metrics is taken, NotAdmittedError when the consortium shuts
     the firm out, VersionRefusedError when this version does not understand the server's. `num_threads` is what each
     trainer may use; json_logs: of the trainers; sandbox: what they run in, this host's strongest if None.

@@ -1,4 +1,4 @@
-"""What makes the agent a service of this machine: the texts of its unit, its user, its settings file. Pure.
+"""What makes the agent a service of this machine: the texts of its unit, user, settings file and command. Pure.
 
 The unit is as tight as the agent and its trainer allow. Four things stay open, and why:
 
@@ -9,6 +9,7 @@ The unit is as tight as the agent and its trainer allow. Four things stay open, 
 - ProtectHostname: it refuses the call by which the sandbox names its own host. The machine's own name needs root.
 """
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
@@ -16,7 +17,11 @@ from typing import Final
 from xml.etree import ElementTree  # writes only; nothing is parsed
 
 NAME: Final = "dure-agent"
+WINDOWS_NAME: Final = f"{NAME}-service"
+"""Of the definition and of WinSW beside it; `dure-agent.exe` is the agent itself."""
 WRITTEN_BY: Final = "# Written by `dure-agent install`."
+EX_CONFIG: Final = 78
+"""`dure-agent run` ends with it where only a person helps (sysexits.h's number); the unit then starts nothing again."""
 HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
 """What ProtectHome hides from a service."""
 
@@ -56,8 +61,12 @@ def systemd_unit(service: Service) -> str:
         "UMask=0077",
         "Restart=on-failure",
         "RestartSec=30s",
+        f"RestartPreventExitStatus={EX_CONFIG}",
         "WatchdogSec=120s",
         "TimeoutStopSec=30s",
+        "# Out of memory, the kernel ends a trainer, and the agent goes on. Each trainer may have 1024 threads.",
+        "OOMPolicy=continue",
+        "TasksMax=4096",
         "",
         "# Files: everything is read-only but the home; other people's homes are not there.",
         *_state_directory(service.home),
@@ -101,6 +110,30 @@ def systemd_unit(service: Service) -> str:
     return "\n".join(lines) + "\n"
 
 
+def command_script(service: Service) -> str:
+    """A script by which root gives one command of the agent: as the service's user, and with the service's settings.
+
+    systemd reads the settings file, so the command gets from it what the service gets. Relative paths are the caller's,
+    where that user may go to the caller's folder.
+    """
+    options = (
+        *("--quiet", "--collect", "--wait", "--pty", "--pipe"),  # the last two: whichever fits where it is called
+        f"--uid={service.user}",
+        f"--setenv=DURE_AGENT_HOME={service.home}",
+        f"--property=EnvironmentFile=-{service.settings}",
+    )
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            WRITTEN_BY,
+            f"# One command of the Dure agent, as its user and with its settings. As root: {NAME}-as-service status",
+            f'exec systemd-run {shlex.join(options)} "--property=WorkingDirectory=-$PWD" \\',
+            f'    -- {shlex.quote(str(service.program))} "$@"',
+            "",
+        ]
+    )
+
+
 def sysusers(service: Service) -> str:
     """The line by which `systemd-sysusers` makes the agent's own user, who cannot log in."""
     return f'{WRITTEN_BY}\nu {service.user} - "Dure agent" {service.home} -\n'
@@ -118,7 +151,7 @@ def settings_file(names: Iterable[str]) -> str:
 
 
 def windows_service(service: Service) -> str:
-    """A definition for WinSW, the service wrapper: dure-agent.xml beside dure-agent-service.exe.
+    """A definition for WinSW, the service wrapper, which reads the one that has its own file's name: WINDOWS_NAME.
 
     The service runs as its own virtual account, which has no password.
     """

@@ -250,6 +250,13 @@ def test_a_home_without_a_firm_says_what_to_do(tmp_path: Path) -> None:
     assert "dure-agent join" in fails(AgentHome(tmp_path), "run")
 
 
+def test_running_with_damaged_settings_ends_with_the_status_that_starts_nothing_again(tmp_path: Path) -> None:
+    home = AgentHome(tmp_path)
+    home.config_file.write_text("firm = ")
+    assert run(home, "run").exit_code == 78
+    assert run(home, "server", "set", "other.example").exit_code == 1  # what a service manager does not start
+
+
 def test_debug_shows_where_an_error_came_from(home: AgentHome) -> None:
     result = CliRunner().invoke(app, ["--debug", "review", "job-2", "--home", str(home.path)])
     assert result.exit_code == 1

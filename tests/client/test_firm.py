@@ -14,6 +14,7 @@ from dure_client.jobs.approvals import Verdict, decide
 from dure_client.jobs.firm import IDLE_SECONDS, Firm
 from dure_client.jobs.side import Given
 from dure_client.policy import Policy, read_text
+from dure_client.trainer.sandbox import SandboxError, SandboxLevel
 from dure_protocols.errors import RefusalCode
 from dure_protocols.messages import (
     Absence,
@@ -77,6 +78,25 @@ def test_what_is_no_request_gets_a_code(job_and_firm, body):
 def test_a_job_that_was_never_proposed_is_unknown(job_and_firm):
     _, name, firm = job_and_firm
     assert firm.answer(encode(AskKeys(bytes(32), 1)), Given()).message == Refusal(name, RefusalCode.UNKNOWN_JOB)
+
+
+class NoSandbox:
+    """Found when the agent started, and cannot be made for this trainer."""
+
+    level = SandboxLevel.FULL
+    why_not_more = ""
+
+    def confine(self, command, grants, limits):
+        raise SandboxError("the home holds Python's files")
+
+
+def test_a_sandbox_that_cannot_be_made_for_a_trainer_is_told_by_its_code(job_and_firm):
+    job, name, firm = job_and_firm
+    home = firm._home
+    (home.job_folder(job.id) / "initial.f32").unlink()  # so that the trainer is asked for it
+    with closing(Firm(home, sandbox=NoSandbox())) as other:
+        answer = other.answer(encode(Finish(job.digest(), ())), Given()).message
+    assert answer == Refusal(name, RefusalCode.SANDBOX)
 
 
 class FakeTrainer:

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dure_client.cli import app
-from dure_client.commands.install import variables
+from dure_client.commands.install import CGROUPS, COMMAND, variables
 from dure_client.home import AgentConfig
 from dure_client.notify import notify
 from tests.conftest import lacking
@@ -79,6 +79,7 @@ def test_only_the_home_is_writable_and_rows_are_read_only(tmp_path: Path) -> Non
             "CapabilityBoundingSet=",
             "PrivateTmp=yes",
         ),
+        *("Restart=on-failure", "RestartPreventExitStatus=78", "OOMPolicy=continue", "TasksMax=4096"),
         *("UMask=0077", "PrivateDevices=yes", "RestrictNamespaces=user mnt pid net ipc uts cgroup"),
     ):
         assert line in unit.splitlines()
@@ -106,6 +107,7 @@ def test_modes_do_not_follow_the_umask(tmp_path: Path, umask: int) -> None:
         os.umask(old)
     modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes.pop("etc/dure/agent.env") == 0o600
+    assert modes.pop(str(COMMAND)) == 0o755
     folders = {name for name in modes if (tmp_path / name).is_dir()}
     assert {modes[name] for name in folders} == {0o755}
     assert {mode for name, mode in modes.items() if name not in folders} == {0o644}
@@ -136,6 +138,29 @@ def test_uninstalling_removes_the_service_and_keeps_the_settings(tmp_path: Path)
     assert run("uninstall", "--root", str(tmp_path)).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "trace", ["etc/systemd/system/multi-user.target.wants/dure-agent.service", f"{CGROUPS[0]}/dure-agent.service"]
+)
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_service_that_is_enabled_or_runs_is_not_uninstalled(
+    tmp_path: Path, trace: str, options: tuple[str, ...]
+) -> None:
+    """Without its unit nobody could stop or disable it by name."""
+    written(tmp_path)
+    (tmp_path / trace).parent.mkdir(parents=True)
+    (tmp_path / trace).symlink_to("/etc/systemd/system/dure-agent.service")
+    before = sorted(tmp_path.rglob("*"))
+    result = run("uninstall", "--root", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert "run `systemctl disable --now dure-agent` first" in " ".join(result.stderr.split())
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / trace).unlink()
+    result = run("uninstall", "--root", str(tmp_path))
+    assert result.exit_code == 0
+    assert "systemctl daemon-reload" in result.stdout
+    assert "disable" not in result.stdout
+
+
 def test_print_changes_nothing(tmp_path: Path) -> None:
     result = run("install", "--print", "--root", str(tmp_path))
     assert "ProtectSystem=strict" in result.stdout
@@ -152,13 +177,18 @@ def test_what_would_loosen_the_unit_is_refused(tmp_path: Path, options: tuple[st
 
 
 def test_a_windows_service_runs_as_its_own_account(tmp_path: Path) -> None:
-    assert run("install", "--platform", "windows", "--root", str(tmp_path), "--home", "/srv/mill & co").exit_code == 0
-    service = ElementTree.parse(tmp_path / "dure-agent.xml").getroot()
+    result = run("install", "--platform", "windows", "--root", str(tmp_path), "--home", "/srv/mill & co")
+    assert result.exit_code == 0
+    (file,) = tmp_path.iterdir()
+    service = ElementTree.parse(file).getroot()
     assert service.findtext("serviceaccount/username") == "NT SERVICE\\dure-agent"
     assert service.findtext("arguments") == "run"
     home = service.find("env")
     assert home is not None
     assert home.attrib == {"name": "DURE_AGENT_HOME", "value": "/srv/mill & co"}
+    wrapper = f"{file.stem}.exe"  # WinSW reads the definition that has its own name
+    assert f".\\{wrapper} install" in result.stdout
+    assert wrapper != f"{Path(service.findtext('executable', '')).stem}.exe"  # which may lie in the same folder
 
 
 def test_every_setting_is_in_the_documentations_table() -> None:
@@ -169,6 +199,49 @@ def test_every_setting_is_in_the_documentations_table() -> None:
     assert {name for name in rows if rows[name] == in_file[name]} == {
         f"DURE_AGENT_{name.upper()}" for name in AgentConfig.model_fields
     }
+
+
+def test_the_documentations_table_has_every_variable_that_the_code_names() -> None:
+    text = "".join(file.read_text() for file in Path("client").rglob("*.py"))
+    named = set(re.findall(r"""["'](DURE_\w*[A-Z0-9])["']""", text))
+    assert "DURE_AGENT_THREADS" in named
+    assert named <= {"DURE_AGENT_HOME", *variables()}
+
+
+def test_a_command_runs_as_the_services_user_with_its_settings(tmp_path: Path) -> None:
+    """With a stand-in that says how it was called: it takes a system that systemd runs to call the real one."""
+    home = "/srv/mill's & $co"
+    result = run("install", "--root", str(tmp_path / "root"), "--user", "mill", "--home", home)
+    script = tmp_path / "root" / COMMAND
+    (tmp_path / "systemd-run").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "systemd-run").chmod(0o755)
+    called = subprocess.run(
+        [script, "join", "--fingerprint", "3f9a $HOME"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert called.stdout.splitlines() == [
+        *("--quiet", "--collect", "--wait", "--pty", "--pipe", "--uid=mill"),
+        *(f"--setenv=DURE_AGENT_HOME={home}", "--property=EnvironmentFile=-/etc/dure/agent.env"),
+        *(f"--property=WorkingDirectory=-{tmp_path}", "--", str(Path(sys.prefix) / "bin" / "dure-agent")),
+        *("join", "--fingerprint", "3f9a $HOME"),
+    ]
+    assert "  /usr/local/sbin/dure-agent-as-service join --invitation FILE" in result.stdout
+    assert "sudo" not in result.stdout
+
+
+def test_systemd_run_knows_the_options_of_the_command(tmp_path: Path) -> None:
+    if shutil.which("systemd-run") is None:
+        lacking("needs systemd-run: apt-get install systemd")
+    written(tmp_path)
+    known = subprocess.run(["systemd-run", "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    used = set(re.findall(r"--[a-z]+", (tmp_path / COMMAND).read_text()))
+    assert len(used) == 8
+    assert used <= set(re.findall(r"--[a-z]+", known))
 
 
 def test_the_service_manager_hears_that_the_agent_is_ready(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A firm leaves a job or the consortium: at once, by its own files, and the server hears of it when it can."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -263,6 +265,16 @@ def test_a_full_disk_does_not_end_the_thread_that_tells_the_server(
     Departure(home, send, stop, give_up=firm.give_up, gone=gone.set).run()
     assert gone.is_set()
     assert server.heard == [statement]
+
+
+def test_an_agent_of_a_firm_that_left_ends_with_the_status_that_starts_nothing_again(home: AgentHome) -> None:
+    leave = declare(home, "", now())
+    home.ledger_file.parent.mkdir(exist_ok=True)
+    conclude(home, leave, receipt_for(leave.encode()))
+    command = [sys.executable, "-m", "dure_client.cli", "run", "--home", str(home.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "erased its keys" in done.stderr
+    assert done.returncode == 78
 
 
 def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:

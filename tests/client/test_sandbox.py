@@ -24,7 +24,7 @@ import pytest
 from dure_client.policy import Policy, PolicyError, check_sandbox
 from dure_client.trainer.client import Deadlines, StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError
-from dure_client.trainer.process import TrainerPlaces, is_within
+from dure_client.trainer.process import TrainerPlaces, is_within, start
 from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, SandboxLevel, seccomp
 from dure_client.trainer.sandbox.bubblewrap import Bubblewrap, mounts
 from dure_client.trainer.sandbox.limits import LimitsOnly, Unconfined
@@ -443,6 +443,28 @@ def test_a_home_among_the_packages_stays_hidden(tmp_path: Path) -> None:
     assert covered == ["/dev", f"{tmp_path}/venv/home", f"{tmp_path}/link/home"]
     with pytest.raises(SandboxError, match="move one"):
         mounts(Grants(hidden=[tmp_path / "venv"]), [tmp_path / "venv"])
+
+
+@pytest.mark.parametrize(
+    ("program", "hidden", "error"),
+    [("bwrap", Path("/usr/lib"), SandboxError), ("/no/such/bwrap", Path("/no/such/home"), TrainerError)],
+)
+def test_a_trainer_that_cannot_be_started_leaves_neither_files_nor_descriptors(
+    program: str, hidden: Path, error: type[Exception], tmp_path: Path
+) -> None:
+    if not Path("/proc/self/fd").exists():
+        lacking("needs Linux, whose /proc tells open files")
+    sandbox = Bubblewrap(Path(program), "x86_64")
+    places = TrainerPlaces(tmp_path / "scratch", tmp_path / "data.toml", tmp_path / "trainer.log", hidden=(hidden,))
+
+    def num_open_after_a_try() -> int:
+        with pytest.raises(error):
+            start(places, sandbox, num_threads=1, timeout_seconds=5)
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    at_first = num_open_after_a_try()  # with what is opened once in a process
+    assert num_open_after_a_try() == at_first
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

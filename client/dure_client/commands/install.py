@@ -1,6 +1,7 @@
 """`dure-agent install` and `uninstall`: write what makes the agent a service, and say what to run. Starts nothing."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -11,13 +12,29 @@ import typer
 from rich.console import Console
 
 from dure_client.home import HOME_VARIABLE, SETTING_PREFIX, AgentConfig, HomeError
-from dure_client.service import NAME, WRITTEN_BY, Service, settings_file, systemd_unit, sysusers, windows_service
+from dure_client.service import (
+    NAME,
+    WINDOWS_NAME,
+    WRITTEN_BY,
+    Service,
+    command_script,
+    settings_file,
+    systemd_unit,
+    sysusers,
+    windows_service,
+)
 
-RUN_VARIABLES = ("DURE_AGENT_THREADS", "DURE_AGENT_JSON", "DURE_PROXY_CREDENTIALS")
+RUN_VARIABLES = ("DURE_AGENT_THREADS", "DURE_AGENT_JSON", "DURE_AGENT_UI_PORT", "DURE_PROXY_CREDENTIALS")
 UNIT = Path(f"etc/systemd/system/{NAME}.service")
 USERS = Path(f"etc/sysusers.d/{NAME}.conf")
 SETTINGS = Path("etc/dure/agent.env")
-WINDOWS_FILE = Path(f"{NAME}.xml")
+COMMAND = Path(f"usr/local/sbin/{NAME}-as-service")
+ENABLED = Path(f"etc/systemd/system/multi-user.target.wants/{UNIT.name}")
+CGROUPS = (Path("sys/fs/cgroup/system.slice"), Path("sys/fs/cgroup/systemd/system.slice"))
+"""Where the control group of a service that runs is, by their version."""
+MODES = {SETTINGS: 0o600, COMMAND: 0o755}
+"""Of the files that have another than 0644."""
+WINDOWS_FILE = Path(f"{WINDOWS_NAME}.xml")
 
 
 class Platform(StrEnum):
@@ -67,24 +84,28 @@ def install(
         return
     target = root if platform is Platform.SYSTEMD else Path.cwd() if root == Path("/") else root
     for path, text in files.items():
-        _write(target / path, text)
+        _write(target, path, text)
     out = Console(highlight=False, soft_wrap=True, markup=False)
     for line in _next(service, platform, target):
         out.print(line)
 
 
 def uninstall(root: _Root = Path("/"), only_print: _Print = False) -> None:
-    """Remove the service's files. The home with keys and ledger stays, and so does the settings file."""
-    gone = [file for file in (root / UNIT, root / USERS) if file.exists()]
+    """Remove a stopped and disabled service. Its home with keys and ledger stays, and so does its settings file."""
+    gone = [file for file in (root / UNIT, root / USERS, root / COMMAND) if file.exists()]
     if not gone:
         raise HomeError(f"there is no {root / UNIT}: nothing was installed here")
     for file in gone:
         _check_ours(file)
+    traces = [root / path for path in (ENABLED, *(group / UNIT.name for group in CGROUPS))]
+    found = [path for path in traces if path.exists() or path.is_symlink()]
+    if found:
+        raise HomeError(f"the service is enabled or runs ({found[0]}): run `systemctl disable --now {NAME}` first")
     for file in gone:
         if not only_print:
             _try(file.unlink, file)
         typer.echo(f"{'Would remove' if only_print else 'Removed'} {file}")
-    typer.echo(f"Then run: systemctl disable --now {NAME}; systemctl daemon-reload")
+    typer.echo("Then run: systemctl daemon-reload")
     typer.echo(f"Kept: the agent's home with keys and ledger, and {root / SETTINGS}.")
 
 
@@ -96,7 +117,12 @@ def variables() -> list[str]:
 def _files(service: Service, platform: Platform) -> dict[Path, str]:
     if platform is Platform.WINDOWS:
         return {WINDOWS_FILE: windows_service(service)}
-    return {UNIT: systemd_unit(service), USERS: sysusers(service), SETTINGS: settings_file(variables())}
+    return {
+        UNIT: systemd_unit(service),
+        USERS: sysusers(service),
+        SETTINGS: settings_file(variables()),
+        COMMAND: command_script(service),
+    }
 
 
 def _program() -> Path:
@@ -117,14 +143,14 @@ def _checked_path(path: Path) -> Path:
     return path
 
 
-def _write(file: Path, text: str) -> None:
-    is_settings = file.name == SETTINGS.name
-    if file.exists() and is_settings:
+def _write(target: Path, path: Path, text: str) -> None:
+    file = target / path
+    if file.exists() and path == SETTINGS:
         return  # the firm's own by now
     if file.exists() and file.suffix != ".xml":
         _check_ours(file)
     _try(lambda: _make_folders(file.parent), file)
-    _try(lambda: _replace(file, text, 0o600 if is_settings else 0o644), file)
+    _try(lambda: _replace(file, text, MODES.get(path, 0o644)), file)
     typer.echo(f"Written: {file}")
 
 
@@ -146,7 +172,7 @@ def _replace(file: Path, text: str, mode: int) -> None:
 
 
 def _check_ours(file: Path) -> None:
-    if not file.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN_BY):
+    if WRITTEN_BY not in file.read_text(encoding="utf-8", errors="replace").splitlines()[:2]:
         raise HomeError(f"{file} was not written by `dure-agent install`: move it away first")
 
 
@@ -162,17 +188,19 @@ def _try(act: Callable[[], object], file: Path) -> None:
 def _next(service: Service, platform: Platform, target: Path) -> list[str]:
     if platform is Platform.WINDOWS:
         return [
-            f"Lay WinSW beside it as {NAME}.exe, then run in an administrator's shell: .\\{NAME}.exe install",
+            f"Lay WinSW beside it as {WINDOWS_NAME}.exe; in an administrator's shell: .\\{WINDOWS_NAME}.exe install",
             f"Give the account NT SERVICE\\{NAME} full control of {service.home} and nobody else.",
         ]
     place = "" if target == Path("/") else f" (once the files are where they belong, they are below {target} now)"
-    run_as = f"sudo -u {service.user} env DURE_AGENT_HOME={service.home} {service.program}"
+    command = Path("/") / COMMAND
     return [
         f"Then, as root{place}:",
         f"  systemd-sysusers {Path('/') / USERS}",
-        f"  install -d -m 0700 -o {service.user} -g {service.user} {service.home}",
+        f"  install -d -m 0700 -o {service.user} -g {service.user} {shlex.quote(str(service.home))}",
         "  systemctl daemon-reload",
-        f"  {run_as} join --invitation FILE --fingerprint '…'",
+        f"  {command} join --invitation FILE --fingerprint '…'",
         f"  systemctl enable --now {NAME}",
-        f"Every other command runs as that user, too: {run_as} status",
+        f"Settings go into {service.settings}; those of a PKCS#11 token before joining.",
+        f"Every other command, too, is given through that script, which has the service's user and settings: {command} "
+        f"status. Files that it is to read, {service.user} must be able to read.",
     ]

@@ -10,11 +10,17 @@ from typing import Annotated
 import typer
 
 from dure_client.commands.join import HomeOption
-from dure_client.home import AgentHome
+from dure_client.home import AgentHome, SettingsError
+from dure_client.keystore import PinError
+from dure_client.leaving import LeftConsortiumError
+from dure_client.service import EX_CONFIG
+from dure_protocols.errors import DureError
 from dure_protocols.logs import formatter
 
 LOG_BYTES = 10 << 20  # of one log; so many older ones are kept beside it, as agent.log.1 and so on
 KEPT_LOGS = 4
+_ONLY_A_PERSON_HELPS = (PinError, SettingsError, LeftConsortiumError)
+"""Another start would change nothing, and another try of a wrong PIN may lock the token."""
 
 
 def run(
@@ -31,6 +37,11 @@ def run(
     from dure_client.running import run_agent  # noqa: PLC0415  # loads flwr
 
     run_agent(agent_home, num_threads=threads, json_logs=as_json)
+
+
+def exit_status(error: DureError) -> int:
+    """With which `dure-agent run` ends on an error. A service manager starts it again unless it is EX_CONFIG."""
+    return EX_CONFIG if isinstance(error, _ONLY_A_PERSON_HELPS) else 1
 
 
 def _log_to(file: Path, form: logging.Formatter) -> None:

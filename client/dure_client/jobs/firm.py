@@ -39,7 +39,7 @@ from dure_client.shifts import TrainedFile, limit_until, threads_now
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec
 from dure_client.trainer.process import TRAINER_MODULE, TrainerPlaces
-from dure_client.trainer.sandbox import Limits, Sandbox, find_sandbox
+from dure_client.trainer.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 from dure_client.vouches import read_vouches
 from dure_protocols.errors import DureError, MessageError, RefusalCode, RefusedError
 from dure_protocols.global_state import layout_of
@@ -350,6 +350,8 @@ def _code_of(error: DureError) -> RefusalCode:
             return error.code
         case TrainerError():
             return error.refusal
+        case SandboxError():
+            return RefusalCode.SANDBOX
         case OutOfRangeError():  # NaN in an update or a metric: the training went astray
             return RefusalCode.TRAINING
         case MessageError() | JobFileError():

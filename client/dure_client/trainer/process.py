@@ -133,8 +133,14 @@ def start(
     command += ["--json"] if places.json_log else []
     command += ["--package", str(places.package)] if places.package is not None else []
     variables = _environment(places.scratch, num_threads, environment or {})
-    confined = sandbox.confine(command, _grants(places, private, variables), limits)
-    popen = _starter.submit(_popen, confined, variables, places.scratch).result()
+    try:
+        confined = sandbox.confine(command, _grants(places, private, variables), limits)
+        popen = _starter.submit(_popen, confined, variables, places.scratch).result()
+    except BaseException as error:
+        shutil.rmtree(private, ignore_errors=True)
+        if isinstance(error, OSError):  # such as when bwrap was removed meanwhile
+            raise TrainerError(TrainerCode.DID_NOT_START, reason=f"its process cannot be started: {error}") from error
+        raise
     keep_what_is_said(popen, places.log)
     process = TrainerProcess(socket, popen, private)
     threading.Thread(target=_watch, args=(process, places.scratch, limits), name="trainer watch", daemon=True).start()

@@ -58,8 +58,9 @@ class Bubblewrap:
         """The command behind bwrap. What is granted, also which files, stands in no command line."""
         # Threads are counted by user and user namespace, and this namespace is the trainer's own.
         inside = limited(command, limits, num_threads=limits.num_threads)
+        shown = mounts(grants, python_files())  # first, because it may raise
         filter_fd = _in_memory("filter", seccomp.filter_program(self.machine))
-        options = [*_ISOLATION, "--seccomp", str(filter_fd), *mounts(grants, python_files())]
+        options = [*_ISOLATION, "--seccomp", str(filter_fd), *shown]
         options_fd = _in_memory("options", b"".join(os.fsencode(option) + b"\0" for option in options))
         outside = (str(self.program), "--args", str(options_fd), "--")
         return Confined(bound_to_processors((*outside, *inside), limits), (filter_fd, options_fd))
