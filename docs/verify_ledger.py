@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Check an exported ledger without Dure: `python verify_ledger.py EXPORT FIRM_FINGERPRINT CONSORTIUM_FINGERPRINT`.
 
-One file on the standard library and `cryptography`, written from docs/ledger.md and not from Dure's code.
+Behind these, exports of other firms: what they keep of this one must be in the ledger. The exit status is 1 if a line
+does not hold or if something contradicts this firm's account. One file on the standard library and `cryptography`,
+written from docs/ledger.md and not from Dure's code.
 """
 
 import hashlib
@@ -41,11 +43,16 @@ def need(holds, why):
         raise ValueError(why)
 
 
+def fingerprint(key):
+    return hashlib.sha256(bytes.fromhex(key)).hexdigest()
+
+
 def fields_of(line, *names):
     fields = json.loads(line)
     need(tuple(fields) == names, "not the fields that are expected here")
     need(written(fields) + b"\n" == line, "not written as it should be")
     for name, value in fields.items():
+        need(type(value) in (int, str), f"{name}: neither a number nor a text")
         if name.endswith(("hash", "previous", "signature", "public_key", "root", "sha256")):
             need(bytes.fromhex(value).hex() == value, f"{name}: no digits in lower case")
     return fields
@@ -60,13 +67,15 @@ COUNTERSIGNED += ("countersignature",)
 
 
 class Check:
-    """One pass over the lines; `take` is called for each."""
+    """One pass over the lines; `take` is called for each. held: what others keep of this firm, as fields."""
 
-    def __init__(self, firm, consortium):
+    def __init__(self, firm, consortium, held=()):
         self.firm, self.consortium = ("".join(each.lower().split()) for each in (firm, consortium))
         self.header = None
+        self.held = [each for each in held if fingerprint(each["public_key"]) == self.firm]
         self.number = self.sent_bytes = self.num_statements = self.num_countersigned = 0
-        self.said = bytes(32)
+        self.said, self.all_said = bytes(32), set()
+        self.newest, self.doubts, self.others_doubts = {}, [], []
 
     def take(self, line):
         if self.header is None:
@@ -87,8 +96,8 @@ class Check:
         self.header = fields
         need(fields["format"] == "dure-ledger-2", "another format")
         key, root = bytes.fromhex(fields["public_key"]), bytes.fromhex(fields["root"])
-        need(hashlib.sha256(key).hexdigest() == self.firm, "another firm's key")
-        need(hashlib.sha256(root).hexdigest() == self.consortium, "another consortium's root")
+        need(fingerprint(fields["public_key"]) == self.firm, "another firm's key")
+        need(fingerprint(fields["root"]) == self.consortium, "another consortium's root")
         unsigned = {name: value for name, value in fields.items() if name != "signature"}
         self.signed(fields["signature"], digest("dure ledger export", written(unsigned)))
         self.root = x509.load_der_x509_certificate(root).public_key()
@@ -103,6 +112,9 @@ class Check:
         self.number, self.hash = fields["number"], digest("dure ledger record", packed)
         need(fields["hash"] == self.hash.hex(), "hash: it is not that of the other fields")
         self.signed(fields["signature"], digest("dure ledger record", self.hash))
+        for each in self.held:
+            same = each["number"] != self.number or each["hash"] == fields["hash"]
+            need(same, f"others hold another record {self.number}, signed by this firm: it was rewritten since")
         self.sent_bytes += {"not-sent": -1, "repair": 0}.get(fields["kind"], 1) * fields["size_bytes"]
 
     def take_statement(self, fields):
@@ -110,27 +122,65 @@ class Check:
         need(fields["previous"] == self.said.hex(), "previous: it does not follow from the statement before")
         self.said = digest("dure ledger statement", u64(self.number) + self.hash, self.said)
         self.signed(fields["signature"], self.said)
+        self.all_said.add(self.said)
         self.num_statements += 1
 
     def take_countersigned(self, fields):
-        key, end = bytes.fromhex(fields["public_key"]), u64(fields["number"]) + bytes.fromhex(fields["hash"])
-        previous, signature = bytes.fromhex(fields["previous"]), bytes.fromhex(fields["signature"])
-        self.signed(fields["signature"], digest("dure ledger statement", end, previous), fields["public_key"])
-        packed = text(fields["countersigned"]) + key + end + previous + signature
+        firm, said = fields["countersigned"], self.signed_statement(fields)
+        packed = text(firm) + bytes.fromhex(fields["public_key"] + u64(fields["number"]).hex() + fields["hash"])
+        packed += bytes.fromhex(fields["previous"] + fields["signature"])
         packed += text(fields["time"]) + struct.pack(">I", fields["num_breaks"])
         signed = digest("dure ledger countersignature", packed)
         self.root.verify(bytes.fromhex(fields["countersignature"]), signed, ECDSA(SHA256()))
         self.num_countersigned += 1
+        is_own = firm == self.header["firm"]
+        need(not is_own or fields["public_key"] == self.header["public_key"], "public_key: another key for this firm")
+        doubts, before = self.doubts if is_own else self.others_doubts, self.newest.get(firm)
+        if why := before and contradiction(before, fields):
+            doubts.append(f"{firm}: {why}")
+        if is_own and said not in self.all_said:
+            why = f"what it stated of record {fields['number']} on {fields['time']} is not among its statements here"
+            doubts.append(f"{firm}: {why}: the ledger was rewritten since")
+        self.newest[firm] = fields
+
+    def signed_statement(self, fields):
+        end = u64(fields["number"]) + bytes.fromhex(fields["hash"])
+        said = digest("dure ledger statement", end, bytes.fromhex(fields["previous"]))
+        self.signed(fields["signature"], said, fields["public_key"])
+        return said
 
     def end(self):
         counts = (self.number, self.hash.hex(), self.num_statements, self.num_countersigned)
         stated = tuple(self.header[name] for name in ("number", "hash", "statements", "countersigned"))
         need(counts == stated, "lines are missing or too many")
+        for each in self.held:
+            number, said = each["number"], self.signed_statement(each)
+            need(number <= self.number, f"others hold that this firm signed record {number}: the end was cut off")
+            why = f"others hold a statement of this firm on record {number} that is not among its statements here"
+            need(said in self.all_said, f"{why}: what it had stated before was rewritten")
+        if (own := self.newest.get(self.header["firm"])) and (breaks := own["num_breaks"]):
+            said = f"{breaks} break{'s' if breaks > 1 else ''}"
+            self.doubts.append(f"{self.header['firm']}: the server counted {said} of its statements")
 
 
-def check(lines, firm, consortium):
+def contradiction(before, now):
+    """Why what was countersigned does not go on from what was before it; "" if it does."""
+    of_key = ("public_key", "number", "hash", "previous", "signature")
+    if now["public_key"] != before["public_key"] or all(now[name] == before[name] for name in of_key):
+        return ""
+    number, time = before["number"], before["time"]
+    if now["num_breaks"] > before["num_breaks"]:
+        return f"its statements were broken off after record {number}, which it had signed on {time}"
+    if now["number"] < number:
+        return f"record {now['number']} is shown as its end, but on {time} it was record {number}"
+    if now["number"] == number and now["hash"] != before["hash"]:
+        return f"record {number} is shown with another hash than on {time}"
+    return ""
+
+
+def check(lines, firm, consortium, held=()):
     """The checks of all lines; raises ValueError that begins with "line N: "."""
-    made, number = Check(firm, consortium), 0
+    made, number = Check(firm, consortium, held), 0
     for number, line in enumerate(lines, start=1):
         try:
             made.take(line)
@@ -138,15 +188,26 @@ def check(lines, firm, consortium):
             raise ValueError(f"line {number}: {error or 'a signature does not belong to it'}") from error
     try:
         made.end()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"line {number + 1}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"line {number + 1}: {error or 'what others hold is not signed by this firm'}") from error
     return made
 
 
+def held_in(path):
+    """What another firm keeps, from its export."""
+    with Path(path).open("rb") as file:
+        return [fields_of(line, *COUNTERSIGNED) for line in file if line.startswith(b'{"countersigned":')]
+
+
 if __name__ == "__main__":
-    with Path(sys.argv[1]).open("rb") as file:
-        try:
-            made = check(file, *sys.argv[2:4])
-        except ValueError as error:
-            sys.exit(str(error))
-    print(f"{made.number} records hold; {made.sent_bytes} bytes left; {made.num_countersigned} are countersigned")
+    try:
+        held = [each for path in sys.argv[4:] for each in held_in(path)]
+        with Path(sys.argv[1]).open("rb") as file:
+            made = check(file, *sys.argv[2:4], held)
+    except ValueError as error:
+        sys.exit(str(error))
+    own = made.newest.get(made.header["firm"])
+    seen = f"countersigned up to record {own['number']} on {own['time']}" if own else "none of it is countersigned"
+    print(f"{made.number} records hold; {made.sent_bytes} bytes left; {seen}")
+    print(*made.doubts, *made.others_doubts, sep="\n", end="\n" if made.doubts or made.others_doubts else "")
+    sys.exit(1 if made.doubts else 0)

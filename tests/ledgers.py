@@ -1,18 +1,20 @@
 """Firms with ledgers and a server that witnesses them: its real store and rules, without processes or a network."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dure_client.heads import Heads
-from dure_client.ledger import Ledger
+from dure_client.heads import Heads, read_statements, statements_file, witnesses_file
+from dure_client.ledger import Ledger, head_file, read_records
 from dure_client.ledger_export import Export, export, verify_export
 from dure_protocols.certificates import Authority, certificate_der
+from dure_protocols.heads import NOTHING_BEFORE, Statement
 from dure_protocols.identity import Identity
-from dure_protocols.ledger import Entry, RecordKind
+from dure_protocols.ledger import Entry, Head, RecordKind
 from dure_server.link.witness import Witness
 from dure_server.store import FirmStatus, Store
 from dure_server.store.tables import Firm
@@ -107,6 +109,46 @@ class FirmLedger:
 
     def verify(self, file: Path, **held: object) -> Export:
         return verify_export(file, self.identity.fingerprint, self.site.authority.fingerprint, **held)  # type: ignore[arg-type]
+
+    def back_up(self) -> Path:
+        """A copy of the ledger's folder, for `restore`."""
+        copied = self.folder.with_name(f"{self.firm}-backup")
+        self.close()
+        shutil.copytree(self.folder, copied)
+        self.open()
+        return copied
+
+    def restore(self, backup: Path) -> None:
+        """Roll back to an older folder, and start the agent on it."""
+        self.close()
+        shutil.rmtree(self.folder)
+        shutil.copytree(backup, self.folder)
+        self.open()
+
+    def rewrite(self) -> None:
+        """The ledger made anew with the firm's own key: same length and more, other contents; statements are kept."""
+        self.close()
+        number = self.ledger.head.number
+        self.file.unlink()
+        head_file(self.file).unlink()
+        self.ledger = Ledger(self.file, self.identity)
+        self.record(number + 3, note="as it should have been ")
+
+    def forge_statements(self) -> None:
+        """After `rewrite`: the same statements once more, on the records as they are now."""
+        records, said, lines = list(read_records(self.file)), NOTHING_BEFORE, b""
+        for each in read_statements(self.file):
+            forged = Statement.make(Head(each.head.number, records[each.head.number - 1].hash), said, self.identity)
+            said, lines = forged.digest, lines + forged.to_line()
+        statements_file(self.file).write_bytes(lines)
+        witnesses_file(self.file).unlink()
+
+    def cut(self, number: int) -> None:
+        """The end cut off behind a record, and everything beside it thrown away."""
+        self.close()
+        self.file.write_bytes(b"".join(self.file.read_bytes().splitlines(keepends=True)[:number]))
+        for file in (head_file(self.file), statements_file(self.file), witnesses_file(self.file)):
+            file.unlink()
 
     def close(self) -> None:
         self.ledger.close()

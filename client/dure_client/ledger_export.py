@@ -239,6 +239,9 @@ class _Reading:
                     f"{each.firm}: what it stated of record {each.statement.head.number} on {each.time} is not among "
                     "its statements here: the ledger was rewritten since"
                 )
+        if made.countersigned is not None and (breaks := made.countersigned.num_breaks):
+            counted = f"{breaks} break{'s' if breaks > 1 else ''}"
+            made.doubts.append(f"{made.firm}: the server counted {counted} of its statements")
 
 
 def _record(line: bytes, position: int) -> LedgerRecord:

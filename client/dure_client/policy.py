@@ -65,7 +65,8 @@ minimum_statistics_difference = 2
 minimum_rows = 100
 
 # Take any model that is installed here and whose digest is the job's. With false, only those listed at the end of this
-# file; `dure-agent policy allow MODEL` adds one.
+# file (`dure-agent policy allow MODEL` adds one), and model packages that a person here approved with their job: these
+# for that job alone, without being listed.
 allow_any_installed_model = false
 
 # Let model packages with compiled parts be fetched. Nobody can read what those do; with false, only Python sources.
@@ -234,7 +235,8 @@ def check_job(
     the job's model package stands here, None if the model comes with Dure.
     (1) We are in the roster, with our own key. (2) Every other firm is one we pinned, with the key we pinned, or enough
     firms that we pinned vouch for its key. (3) There are firms enough for the smallest sum that we want. (4) The model
-    is installed here, is the one the job means, and is one that we allow; a package only once people said yes to it.
+    is installed here, is the one the job means, and is one that we allow; a package only once people said yes to it,
+    and then without being listed, too, for the job with which they did.
     (5) Its purpose and (6) the agreement are among those that we listed, where we listed any.
     The caller MUST also: hold each round's cohort against `minimum_cohort` and `minimum_difference` (the secure
     aggregation does), check the contract against the data (the trainer does), and ask `check_decision`.

@@ -51,7 +51,9 @@ def _what_runs(policy: Policy) -> Iterator[str]:
     if policy.allow_any_installed_model:
         yield "Any model that is installed here and that the job names by its digest."
     else:
-        yield f"Only these models, by digest: {models}."
+        yield (
+            f"Only these models, by digest: {models}; and model packages that a person here approved with their job."
+        )
     yield "Code that a server sends is never run."
     yield (
         "Packages with compiled parts, which nobody can read, may be fetched."

@@ -13,9 +13,9 @@ from playwright.sync_api import Page
 
 from dure_client.absence import Pause, local_now, pause_in_force
 from dure_client.home import AgentHome
-from dure_client.jobs.approvals import known_job
+from dure_client.jobs.approvals import decision_on, known_job
 from tests.browser.chromium import opened_page
-from tests.client.page_firm import make_home
+from tests.client.page_firm import make_home, offer_package
 
 
 @dataclass
@@ -88,6 +88,20 @@ def test_a_job_is_approved_and_everything_paused_by_click(page, served):
     assert page.problems == []
 
 
+def test_a_package_is_read_and_approved_by_click(page, served):
+    job, package = offer_package(served.home)
+    sign_in(page, served)
+    page.goto(f"{served.address}jobs/{job.id}")
+    hidden = page.get_by_text("\\u202e hidden\\u001b[2J <script>alert(1)</script>").last
+    assert not hidden.is_visible()
+    page.get_by_text("pump_model/__init__.py", exact=True).click()
+    assert hidden.is_visible()
+    page.get_by_role("button", name="Approve").click()
+    page.get_by_text("You approved pumps-1").wait_for()
+    assert decision_on(served.home, job).package == package.digest
+    assert page.problems == []
+
+
 def test_what_left_is_seen_and_checked(page, served):
     sign_in(page, served)
     page.get_by_role("link", name="What left").first.click()
@@ -133,8 +147,9 @@ TWICE = "[...document.querySelectorAll('[id]')].map(each => each.id).filter((id,
 
 
 def test_nothing_sticks_out_and_everything_has_a_name(page, served):
+    offer_package(served.home)
     sign_in(page, served)
-    for path in ("", "jobs/wear-2", "jobs/wear-1", "left"):
+    for path in ("", "jobs/wear-2", "jobs/pumps-1", "jobs/wear-1", "left"):
         page.goto(served.address + path)
         assert page.evaluate(UNNAMED) == []
         assert page.evaluate(TWICE) == []

@@ -15,6 +15,7 @@ from dure_client.jobs.approvals import Verdict, decide
 from dure_client.jobs.folder import Progress
 from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.ledger import Ledger
+from dure_client.packages.shelf import PackageShelf
 from dure_client.page.access import Access
 from dure_client.page.acts import LeaveJob
 from dure_client.page.app import firm_app
@@ -23,8 +24,10 @@ from dure_models.contract import DataContract
 from dure_models.digest import model_digest
 from dure_protocols.certificates import Authority, key_to_pem, new_serial, new_tls_key, signing_request
 from dure_protocols.identity import Identity
-from dure_protocols.job import CodecTerms, JobFile, ModelTerms
+from dure_protocols.job import Agreement, CodecTerms, JobFile, ModelTerms
 from dure_protocols.ledger import Entry, RecordKind
+from dure_protocols.model_package import ModelPackage
+from tests.model_packages.made import STRANGER, pump
 
 PORT = 7490
 ORIGIN = f"http://127.0.0.1:{PORT}"
@@ -112,6 +115,23 @@ def save(home: AgentHome, job: JobFile) -> None:
     """Let the operator have proposed a job."""
     home.job_folder(job.id).mkdir(exist_ok=True)
     (home.job_folder(job.id) / "job.json").write_bytes(job.to_bytes())
+
+
+PUMP_SOURCE = b"class Pump:\n    # \xe2\x80\xae hidden\x1b[2J <script>alert(1)</script>\n    pass\n"
+
+
+def offer_package(home: AgentHome) -> tuple[JobFile, ModelPackage]:
+    """Let the operator have proposed a job with a package, fetched; another author's version of it was approved."""
+    shelf = PackageShelf(home.models)
+    before, after = pump(version="0.9", author=STRANGER), pump({"pump_model/__init__.py": PUMP_SOURCE})
+    for each in (before, after):
+        shelf.keep(each.to_bytes(), each.digest)
+    shelf.install(before.digest, NOW)
+    terms = ModelTerms(name="pump", digest=after.manifest.model_digest, parameters=12, initial_digest="00" * 32)
+    agreement = Agreement(name="Valley mills data agreement", version="2", sha256="ab" * 32)
+    job = job_of("pumps-1", "Pumps", model=terms, purpose="fewer standstills", agreement=agreement)
+    save(home, job)
+    return job, after
 
 
 def _give_progress(folder: Path, round_: int) -> None:

@@ -49,13 +49,18 @@ CONSORTIUM, INSPECTION = authority("Mills"), authority("Corp Web Gateway CA")
 
 
 @contextlib.contextmanager
-def server(folder: Path, issuer: Authority, name: str = NAME, issued: datetime = NOW) -> Iterator[int]:
-    """A TLS server on loopback that shows a certificate and says nothing: its port."""
+def server(
+    folder: Path, issuer: Authority, name: str = NAME, issued: datetime = NOW, only: ssl.TLSVersion | None = None
+) -> Iterator[int]:
+    """A TLS server on loopback that shows a certificate and says nothing: its port. only: the TLS that it speaks."""
     key = new_tls_key()
     pem = issuer.issue_server(key.public_key(), [name], issued, serial=new_serial(), days=30)
     (folder / "server.pem").write_bytes(pem + key_to_pem(key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem")
+    if only is not None:
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        context.minimum_version = context.maximum_version = only
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -147,6 +152,44 @@ def test_tls_inspection_is_told_with_its_issuers_name(tmp_path: Path, home: Agen
     assert found["tls"].state is State.FAIL
     assert 'issued by "CN=Corp Web Gateway CA", not by the consortium' in found["tls"].text
     assert "TLS inspection" in found["tls"].advice
+
+
+def test_what_speaks_tls_12_alone_is_taken_as_the_link_takes_it(tmp_path: Path, home: AgentHome) -> None:
+    with server(tmp_path, CONSORTIUM, only=ssl.TLSVersion.TLSv1_2) as port:
+        assert {f.state for f in look(home, port).values()} == {State.OK}
+    with server(tmp_path, INSPECTION, only=ssl.TLSVersion.TLSv1_2) as port:
+        found = look(home, port)
+    assert found["link"].state is State.OK
+    assert 'issued by "CN=Corp Web Gateway CA", not by the consortium' in found["tls"].text
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+def test_of_what_speaks_older_tls_than_the_link_takes_the_issuer_is_told(tmp_path: Path, home: AgentHome) -> None:
+    with server(tmp_path, INSPECTION, only=ssl.TLSVersion.TLSv1_1) as port:
+        found = look(home, port)
+    assert found["link"].state is State.FAIL
+    assert "no TLS 1.2 or newer" in found["link"].text
+    assert 'the certificate there was issued by "CN=Corp Web Gateway CA"' in found["link"].text
+    assert "TLS inspection" in found["link"].advice
+
+
+def test_what_speaks_no_tls_at_all_has_no_issuer(home: AgentHome) -> None:
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        found = look(home, listener.getsockname()[1])
+    assert found["link"].state is State.FAIL
+    assert "issued" not in found["link"].text
+    assert "another service" in found["link"].advice
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import pytest
 from dure_client import absence
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import Verdict, decision_on
+from dure_client.jobs.refusals import note_refusal
 from dure_client.ledger import Ledger
+from dure_client.packages.looking import look
+from dure_client.packages.shelf import PackageShelf
 from dure_client.page.access import CODE_SECONDS, SESSION_SECONDS, Access
 from dure_client.page.acts import ACTS
 from dure_client.page.app import COOKIE, MAX_FORM_BYTES
@@ -20,8 +23,29 @@ from dure_client.page.left import LedgerAccount
 from dure_client.page.serve import PageError, serve
 from dure_client.policy import Policy
 from dure_client.policy_words import in_words
+from dure_client.vouches import keep_vouch
+from dure_protocols.errors import RefusalCode
+from dure_protocols.identity import grouped
 from dure_protocols.ledger import RecordKind
-from tests.client.page_firm import NOW, ORIGIN, OWN, PORT, Browser, browser, entry_of, job_of, make_home, save
+from dure_protocols.vouching import Vouch
+from tests.client.page_firm import (
+    HARBOUR,
+    NOW,
+    ORIGIN,
+    OWN,
+    PORT,
+    PUMP_SOURCE,
+    RIVER,
+    Browser,
+    browser,
+    entry_of,
+    job_of,
+    make_home,
+    offer_package,
+    save,
+)
+from tests.model_packages.made import files as package_files
+from tests.model_packages.made import pump
 
 PAGES = ("/", "/left", "/jobs/wear-2")
 POSTS = (*(f"/acts/{name}" for name in ACTS), "/sign-out")
@@ -209,6 +233,57 @@ def test_a_job_shows_what_review_shows(person: Browser) -> None:
         assert expected in text
 
 
+def test_a_job_shows_purpose_agreement_news_vouchers_and_what_was_refused_last(person: Browser) -> None:
+    job, _ = offer_package(person.home)
+    note_refusal(person.home, job.id, RefusalCode.ROSTER, "the firm 'x' is not accepted here", NOW)
+    text = words(person.client.get(f"/jobs/{job.id}").text)
+    for expected in (
+        *("fewer standstills", "Valley mills data agreement, version 2", f"SHA-256 {'ab' * 32}"),
+        *("New here", "the model 'pump' is new in this version", "the agreement is new"),
+        *("Refused last", "the firm 'x' is not accepted here", "roster"),
+    ):
+        assert expected in text
+    assert "none named" in words(person.client.get("/jobs/wear-2").text)
+
+
+def test_who_vouches_for_a_firm_is_shown(person: Browser) -> None:
+    policy = person.home.policy_file
+    pin = f'harbour-mill = "{HARBOUR.fingerprint}"'
+    policy.write_text(policy.read_text().replace(pin, "").replace("vouchers_needed = 0", "vouchers_needed = 1"))
+    assert "harbour-mill no" in words(person.client.get("/jobs/wear-2").text)
+    keep_vouch(person.home, Vouch.make("Valley mills", "harbour-mill", HARBOUR.fingerprint, "river-mill", RIVER))
+    assert "harbour-mill vouched for by river-mill" in words(person.client.get("/jobs/wear-2").text)
+
+
+def test_a_job_with_a_package_shows_all_that_review_shows_of_it(person: Browser) -> None:
+    job, package = offer_package(person.home)
+    html = person.client.get(f"/jobs/{job.id}").text
+    text = words(html)
+    for name, value in look(PackageShelf(person.home.models), package.digest, job).facts:
+        assert f"{name} {value}" in text
+    for expected in (
+        *(
+            "does not fit, in 3 points",
+            "ANOTHER AUTHOR'S KEY",
+            "hands the model more than it says it reads: air_temperature, failure, product",
+        ),
+        *("New since 0.9", '- "version": "0.9"', "pump_model/__init__.py", "only the source shows what the code does"),
+    ):
+        assert expected in text
+    collapsed = re.findall(r"<details(?![^>]* open)", html)
+    assert len(collapsed) == len(package_files())
+    for path in package_files():
+        assert path in text
+
+
+def test_a_packages_source_neither_acts_nor_hides(person: Browser) -> None:
+    job, _ = offer_package(person.home)
+    html = person.client.get(f"/jobs/{job.id}").text
+    assert "    # \\u202e hidden\\u001b[2J &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script>alert" not in html
+    assert not {"\x1b", "\u202e"} & set(html)
+
+
 def test_what_the_operator_wrote_is_never_markup(person: Browser) -> None:
     save(person.home, job_of("bold", "Wear <b>&</b>"))
     for path in ("/", "/jobs/bold"):
@@ -221,6 +296,12 @@ def test_the_policy_is_told_as_the_command_tells_it(person: Browser) -> None:
     text = words(person.client.get("/").text)
     for sentence in in_words(Policy.read(person.home.policy_file)):
         assert sentence in text
+
+
+def test_what_an_auditor_needs_is_told(person: Browser) -> None:
+    text = words(person.client.get("/left").text)
+    for expected in ("dure-agent ledger export FILE", grouped(OWN.fingerprint), grouped("00" * 32)):
+        assert expected in text
 
 
 def test_damaged_files_are_told_and_hide_nothing_else(person: Browser) -> None:
@@ -274,6 +355,30 @@ def test_approve_is_for_the_job_file_that_was_shown(person: Browser) -> None:
     stored = decision_on(person.home, changed)
     assert stored is not None
     assert stored.verdict is Verdict.APPROVED
+
+
+def test_approve_is_for_the_package_that_was_shown(person: Browser) -> None:
+    job, package = offer_package(person.home)
+    form = {"job": job.id, "digest": job.digest().hex()}
+    shown = person.client.get(f"/jobs/{job.id}").text
+    assert re.findall(r'name="package" value="(\w*)"', shown) == [package.digest]
+    other = pump({"pump_model/__init__.py": PUMP_SOURCE}, outputs="something else")  # the same code, in other words
+    PackageShelf(person.home.models).keep(other.to_bytes(), other.digest)
+    before = files(person.home)
+    for wrong in ({}, {"package": ""}, {"package": "00" * 32}, {"package": "../keys"}):
+        assert "notice bad" in person.act("approve", **form, **wrong)
+        assert files(person.home) == before
+    assert "You approved pumps-1" in person.act("approve", **form, package=package.digest)
+    stored = decision_on(person.home, job)
+    assert stored is not None
+    assert (stored.verdict, stored.package) == (Verdict.APPROVED, package.digest)
+    assert PackageShelf(person.home.models).verified(package.digest)
+
+
+def test_a_job_whose_model_comes_with_dure_takes_no_package(person: Browser) -> None:
+    form = {"job": "wear-2", "digest": WAITING.digest().hex(), "package": "00" * 32}
+    assert "notice bad" in person.act("approve", **form)
+    assert decision_on(person.home, WAITING) is None
 
 
 def test_what_the_policy_does_not_admit_cannot_be_approved(tmp_path: Path) -> None:

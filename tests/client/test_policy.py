@@ -353,6 +353,7 @@ def test_a_firm_that_is_not_accepted_passes_on_enough_vouches(
         pytest.param(BY_ITSELF, "takes part by itself", id="by itself"),
         pytest.param(BY_ITSELF.model_copy(update={"agreements": ()}), "whatever approve_jobs says", id="not listed"),
         pytest.param(POLICY, "accepted here by fingerprint: lee, park", id="with whom"),
+        pytest.param(POLICY, "and model packages that a person here approved with their job", id="what runs"),
         pytest.param(Policy.parse('maintenance = ["Fri 22:00-06:00"]'), "Not in Fri 22:00-06:00", id="when"),
     ],
 )
@@ -387,3 +388,8 @@ CHANGED = {
 def test_every_field_of_the_policy_has_its_say(field: str) -> None:
     changed = BY_ITSELF.model_copy(update={field: CHANGED[field]})
     assert in_words(changed) != in_words(BY_ITSELF)
+
+
+def test_the_default_file_says_what_the_list_of_models_does_not_bind() -> None:
+    said = " ".join(line.removeprefix("# ") for line in DEFAULT_TEXT.splitlines() if line.startswith("# "))
+    assert "and model packages that a person here approved with their job" in said

@@ -3,10 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dure_client.heads import read_witnesses, statements_file, witnesses_file
+from dure_client.ledger_export import export_lines
 from dure_protocols.ledger import Entry, RecordKind
 from tests.ledgers import FirmLedger, Site
 
@@ -27,13 +31,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FirmLedger]:
 
 def test_it_comes_to_the_same(told: tuple[Path, FirmLedger]) -> None:
     file, kim = told
-    fingerprints = (kim.identity.fingerprint, kim.site.authority.fingerprint)
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(file), *fingerprints], capture_output=True, text=True, check=False, timeout=60
-    )
     found = kim.verify(file)
-    said = f"{found.head.number} records hold; {found.totals.sent_bytes} bytes left; 1 are countersigned\n"
-    assert (done.returncode, done.stdout) == (0, said)
+    assert found.countersigned is not None
+    countersigned = f"countersigned up to record 2 on {found.countersigned.time}"
+    said = f"{found.head.number} records hold; {found.totals.sent_bytes} bytes left; {countersigned}\n"
+    assert by_hand(kim, file) == Told(0, said, "")
 
 
 def test_it_finds_and_locates_every_third_byte_that_is_changed(told: tuple[Path, FirmLedger]) -> None:
@@ -50,3 +52,136 @@ def test_it_finds_and_locates_every_third_byte_that_is_changed(told: tuple[Path,
         lines = bytes(changed).splitlines(keepends=True)
         with pytest.raises(ValueError, match=f"^line {content[:place].count(10) + 1}: "):
             script.check(lines, *fingerprints)
+
+
+@dataclass
+class Told:
+    """What the verifier in docs/ said of a file."""
+
+    status: int
+    out: str
+    error: str
+
+
+def by_hand(firm: FirmLedger, file: Path, *witnesses: Path) -> Told:
+    fingerprints = (firm.identity.fingerprint, firm.site.authority.fingerprint)
+    command = [sys.executable, str(SCRIPT), str(file), *fingerprints, *map(str, witnesses)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return Told(done.returncode, done.stdout, done.stderr)
+
+
+def unchecked(firm: FirmLedger) -> Path:
+    """The export of a firm that does not mind what Dure says of it."""
+    file = firm.site.folder / "unchecked.jsonl"
+    file.write_bytes(b"".join(export_lines(firm.file, firm.firm, firm.identity, firm.site.root_der)))
+    return file
+
+
+@pytest.fixture
+def firms(tmp_path: Path) -> Iterator[tuple[FirmLedger, FirmLedger]]:
+    """Kim and lee, who work together and keep each other's heads: kim's record 4, lee's record 4."""
+    site = Site(tmp_path / "site", "kim", "lee")
+    site.share_a_job("job-1", "kim", "lee")
+    kim, lee = FirmLedger(site, "kim"), FirmLedger(site, "lee")
+    kim.accept(lee)
+    lee.accept(kim)
+    for firm in (kim, lee, kim, lee):
+        firm.record(4 if firm.ledger.head.number == 0 else 1)
+        assert firm.state() == []
+    yield kim, lee
+    kim.close()
+    lee.close()
+    site.close()
+
+
+def test_heads_of_other_firms_are_not_counted_as_this_firms(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, lee = firms
+    assert "countersigned up to record 6" in by_hand(kim, kim.export(), lee.export()).out
+    witnesses_file(kim.file).write_bytes(
+        b"".join(each.to_line() for each in read_witnesses(kim.file) if each.firm == "lee")
+    )
+    told = by_hand(kim, kim.export())
+    assert (told.status, told.error) == (0, "")
+    assert "none of it is countersigned" in told.out
+
+
+def test_a_roll_back_is_found(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, lee = firms
+    backup = kim.back_up()
+    kim.record(3)
+    assert kim.state() == []
+    lee.record()
+    assert lee.state() == []
+    kim.restore(backup)
+    kim.record(note="another history ")
+    kim.state()
+    lee.record()
+    lee.state()
+    told = by_hand(kim, kim.export())
+    assert told.status == 1
+    for expected in ("not among its statements here", "statements were broken off after record 10", "counted 1 break"):
+        assert expected in told.out
+    of_partner = by_hand(lee, lee.export())  # told, and no stain on lee's own ledger
+    assert of_partner.status == 0
+    assert "kim: its statements were broken off after record 10" in of_partner.out
+
+
+def test_a_roll_back_whose_evidence_was_thrown_away_is_found(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, _ = firms
+    backup = kim.back_up()
+    kim.record(3)
+    assert kim.state() == []
+    kim.restore(backup)
+    kim.record(note="another history ")
+    kim.state()
+    own = [each for each in read_witnesses(kim.file) if each.firm == "kim"]
+    witnesses_file(kim.file).write_bytes(own[-1].to_line())
+    told = by_hand(kim, export := kim.export())
+    assert (told.status, "the server counted 1 break of its statements" in told.out) == (1, True)
+    export.write_bytes(export.read_bytes().replace(b'"num_breaks":1', b'"num_breaks":true'))
+    assert by_hand(kim, export).error.startswith("line ")
+
+
+def test_a_rewriting_that_the_firms_statements_contradict_is_found(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, _ = firms
+    kim.rewrite()
+    told = by_hand(kim, unchecked(kim))
+    assert (told.status, told.error) == (1, "line 6: it names another record\n")
+    statements_file(kim.file).unlink()
+    told = by_hand(kim, kim.export())
+    assert (told.status, "not among its statements here: the ledger was rewritten since" in told.out) == (1, True)
+
+
+def test_a_rewriting_throughout_is_found_by_what_partners_keep(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, lee = firms
+    kim.rewrite()
+    statements_file(kim.file).unlink()
+    witnesses_file(kim.file).unlink()
+    export = kim.export()
+    assert by_hand(kim, export).status == 0  # alone it holds
+    told = by_hand(kim, export, lee.export())
+    assert (told.status, "others hold another record 6, signed by this firm" in told.error) == (1, True)
+
+
+def test_forged_statements_before_the_last_are_found_by_what_partners_keep(
+    firms: tuple[FirmLedger, FirmLedger],
+) -> None:
+    kim, lee = firms
+    kim.rewrite()
+    assert kim.state() == []  # a lie: it claims to go on from the statement on record 6
+    lee.record()
+    lee.state()
+    kim.forge_statements()
+    export = kim.export()
+    assert by_hand(kim, export).status == 0
+    told = by_hand(kim, export, lee.export())
+    assert (told.status, "a statement of this firm on record" in told.error) == (1, True)
+
+
+def test_a_cut_is_found_by_what_partners_keep(firms: tuple[FirmLedger, FirmLedger]) -> None:
+    kim, lee = firms
+    kim.cut(2)
+    export = kim.export()
+    assert by_hand(kim, export).status == 0
+    told = by_hand(kim, export, witnesses_file(lee.file))
+    assert (told.status, "others hold that this firm signed record 6" in told.error) == (1, True)

@@ -1,7 +1,6 @@
 """No side rewrites a firm's ledger unnoticed: not the firm, not the server, not both without the other firms."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dure_client.heads import read_statements, read_witnesses, statements_file, witnesses_file
-from dure_client.ledger import Ledger, head_file, read_records
+from dure_client.ledger import head_file
 from dure_client.ledger_export import countersigned_in, verify_own
 from dure_protocols.certificates import Authority
 from dure_protocols.errors import IdentityError
@@ -140,18 +139,12 @@ def test_a_statement_torn_by_a_crash_was_never_sent_and_is_made_anew(site: Site,
 
 def test_a_firm_that_rolls_back_is_told_and_named_to_operator_and_partners(site: Site, firms: Firms) -> None:
     kim, lee = firms
-    kim.close()
-    backup = site.folder / "backup"
-    shutil.copytree(kim.folder, backup)
-    kim.open()
+    backup = kim.back_up()
     kim.record(3)
     assert kim.state() == []
     lee.record()
     assert lee.state() == []  # lee keeps kim's record 8
-    kim.close()
-    shutil.rmtree(kim.folder)
-    shutil.copytree(backup, kim.folder)
-    kim.open()
+    kim.restore(backup)
     kim.record(1, note="another history ")
     (told,) = kim.state()
     assert told.startswith("kim: its statements were broken off after record 8")
@@ -176,19 +169,9 @@ def test_a_firm_that_rolls_back_is_told_and_named_to_operator_and_partners(site:
     assert (shown["kim"], shown["lee"]) == (1, 0)
 
 
-def rewritten(kim: FirmLedger) -> None:
-    """Kim's ledger made anew with kim's own key: same length and more, other contents; statements are kept."""
-    kim.close()
-    number = kim.ledger.head.number
-    kim.file.unlink()
-    head_file(kim.file).unlink()
-    kim.ledger = Ledger(kim.file, kim.identity)
-    kim.record(number + 3, note="as it should have been ")
-
-
 def test_a_firm_that_rewrites_and_lies_about_it_contradicts_its_own_statements(site: Site, firms: Firms) -> None:
     kim, _ = firms
-    rewritten(kim)
+    kim.rewrite()
     assert kim.state() == []  # the server cannot see it: the statement claims to follow
     with pytest.raises(LedgerError, match="another record 4 than is here: the ledger was rewritten") as caught:
         kim.export()
@@ -199,7 +182,7 @@ def test_a_firm_that_forges_its_statements_too_is_found_by_what_partners_keep(si
     kim, lee = firms
     lee.record()
     assert lee.state() == []
-    rewritten(kim)
+    kim.rewrite()
     statements_file(kim.file).unlink()
     witnesses_file(kim.file).unlink()
     export = kim.export()
@@ -214,21 +197,30 @@ def test_a_firm_that_forges_what_it_stated_before_the_last_is_found_by_what_part
     site: Site, firms: Firms
 ) -> None:
     kim, lee = firms
-    rewritten(kim)
+    kim.rewrite()
     assert kim.state() == []  # a lie: it claims to go on from the statement on record 4
     lee.record()
     assert lee.state() == []  # lee keeps the lie alone, whose record is in the ledger
-    honest, lie = read_statements(kim.file)
-    record_4 = list(read_records(kim.file))[3]
-    assert record_4.hash != honest.head.hash
-    forged = Statement.make(Head(4, record_4.hash), NOTHING_BEFORE, kim.identity)
-    again = Statement.make(lie.head, forged.digest, kim.identity)
-    statements_file(kim.file).write_bytes(forged.to_line() + again.to_line())
-    witnesses_file(kim.file).unlink()
+    kim.forge_statements()
     export = kim.export()
     assert kim.verify(export).doubts == []  # alone it holds
     with pytest.raises(LedgerError, match="what it had stated before was rewritten"):
         kim.verify(export, held=countersigned_in(lee.export()))
+
+
+def test_a_firm_that_rolls_back_and_throws_the_evidence_away_is_told_on_by_the_count_of_breaks(
+    firms: Firms,
+) -> None:
+    kim, _ = firms
+    backup = kim.back_up()
+    kim.record(3)
+    assert kim.state() == []
+    kim.restore(backup)
+    kim.record(note="another history ")
+    kim.state()
+    own = next(each for each in reversed(read_witnesses(kim.file)) if each.firm == "kim")
+    witnesses_file(kim.file).write_bytes(own.to_line())
+    assert kim.verify(kim.export()).doubts == ["kim: the server counted 1 break of its statements"]
 
 
 def test_a_firm_that_cuts_its_end_off_is_found_by_what_partners_keep(site: Site, firms: Firms) -> None:
@@ -239,8 +231,7 @@ def test_a_firm_that_cuts_its_end_off_is_found_by_what_partners_keep(site: Site,
     kim.file.write_bytes(b"".join(kim.file.read_bytes().splitlines(keepends=True)[:2]))
     with pytest.raises(LedgerError, match="its end was cut off"):
         verify_own(kim.file, "kim", kim.identity, site.root_der)
-    for file in (head_file(kim.file), statements_file(kim.file), witnesses_file(kim.file)):
-        file.unlink()
+    kim.cut(2)
     with pytest.raises(LedgerError, match="others hold that this firm signed record 4: the end was cut off"):
         kim.verify(kim.export(), held=countersigned_in(witnesses_file(lee.file)))
 

@@ -17,7 +17,7 @@ from dure_client.jobs.approvals import KnownJob, known_job, known_jobs
 from dure_client.jobs.refusals import last_refusal
 from dure_client.jobs.results import JobResult, ResultError
 from dure_client.packages.shelf import PackageShelf
-from dure_client.policy import PolicyError, pin_firm, read_text
+from dure_client.policy import pin_firm, read_text
 from dure_models.contract import DataContract
 from dure_protocols.identity import grouped
 from dure_protocols.job import JobFile
@@ -76,9 +76,9 @@ def approve(
     if digest:
         deciding.check_digest(known, digest)
     model = deciding.model_of(agent_home, known, package)
-    if digest and model.package is not None and not package:
-        raise PolicyError(f"job {job!r} runs a model package: name the one you reviewed, --package {model.package}")
     deciding.check(agent_home, known, model)
+    if digest:
+        deciding.check_package(known, model, package)
     if not digest:
         _print_review(agent_home, deciding.review(agent_home, known, package), out)
         typer.confirm("Take part in this job?", abort=True)

@@ -12,11 +12,9 @@ from rich.text import Text
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome
 from dure_client.packages.fetch import fetch_now
-from dure_client.packages.reading import difference, shown, source_text
-from dure_client.packages.shelf import PackageShelf, Shelved
+from dure_client.packages.looking import SAID, look
+from dure_client.packages.shelf import PackageShelf
 from dure_client.policy import AllowedModel, Policy
-from dure_models.contract import DataContract
-from dure_protocols.identity import grouped
 from dure_protocols.job import JobFile
 
 app = typer.Typer(help="Model packages of the consortium's registry.", no_args_is_help=True)
@@ -85,55 +83,24 @@ def print_package(
 
     `job`: the job that would run it, whose terms are held against what the package says. Raises PackageError.
     """
-    manifest, files, before = shelf.package(digest).manifest, shelf.files(digest), shelf.approved_before(digest)
-    privacy = manifest.privacy
+    view = look(shelf, digest, job)
     rows = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("Package", f"{manifest.name} {manifest.version} · {manifest.title}"),
-        ("Package digest", grouped(digest)),
-        ("Code's digest", grouped(manifest.model_digest)),
-        ("Author", f"{manifest.author}, key {grouped(manifest.author_fingerprint)}"),
-        ("Reads", "all columns of the contract" if "*" in manifest.columns else ", ".join(manifest.columns)),
-        ("Gives", manifest.outputs),
-        ("Sums before training", privacy.statistics),
-        ("Reports in each round", ", ".join(privacy.round_metrics) or "nothing"),
-        ("Clipping norm", _number(privacy.clipping_norm)),
-        ("Noise multiplier", _number(privacy.noise_multiplier)),
-        ("Files", f"{len(files)}, {sum(map(len, files.values())):,} bytes; --source shows them"),
-    ):
-        rows.add_row(Text(name, style="dim"), Text(shown(value)))
+    files = f"{len(view.files)}, {view.num_bytes:,} bytes; --source shows them"
+    for name, value in (*view.facts, ("Files", files)):
+        rows.add_row(Text(name, style="dim"), Text(value))
     out.print(rows)
-    out.print("The author says so and signed it; only the source shows what the code does.", style="dim")
-    for warning in _warnings(shelf, digest, before, job):
-        out.print(Text(shown(warning), style="yellow"))
+    out.print(SAID, style="dim")
+    for warning in view.warnings:
+        out.print(Text(warning, style="yellow"))
+    before = view.before
     if before is not None:
         out.print(Text(f"New since {before.manifest.version}, approved {before.approved_at:%Y-%m-%d}:", style="bold"))
-        for line in difference(before.manifest, shelf.files(before.digest), manifest, files):
+        for line in view.changes:
             out.print(Text(line, style=_DIFF_STYLES.get(line[:1], "")))
     else:
         out.print("No package of this model was approved here before: read all of it (--source).")
     if source:
-        _print_paged(source_text(files), out)
-
-
-def _warnings(shelf: PackageShelf, digest: str, before: Shelved | None, job: JobFile | None) -> list[str]:
-    manifest = shelf.package(digest).manifest
-    told = []
-    if before is not None and before.manifest.author_key != manifest.author_key:
-        told.append(
-            f"ANOTHER AUTHOR'S KEY: what was approved before is signed by {grouped(before.manifest.author_fingerprint)}"
-            ". Ask the author, over a way of your own, before you approve"
-        )
-    if job is None:
-        return told
-    columns = {column.name for column in DataContract.of(job.contract).columns}
-    if missing := sorted(set(manifest.columns) - columns - {"*"}):
-        told.append(f"The job's contract lacks columns that the package says it reads: {', '.join(missing)}")
-    if "*" not in manifest.columns and (more := sorted(columns - set(manifest.columns))):
-        told.append(f"The job's contract hands the model more than it says it reads: {', '.join(more)}")
-    if more := sorted(set(job.model.round_metrics) - set(manifest.privacy.round_metrics)):
-        told.append(f"The job reports in each round what the package does not mention: {', '.join(more)}")
-    return told
+        _print_paged("".join(f"=== {path}\n{text}\n" for path, text in view.files.items()), out)
 
 
 def _print_paged(text: str, out: Console) -> None:
@@ -142,7 +109,3 @@ def _print_paged(text: str, out: Console) -> None:
             out.print(Text(text))
     else:
         out.print(Text(text))
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:g}"

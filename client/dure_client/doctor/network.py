@@ -18,6 +18,11 @@ from dure_client.link.channel import Route
 from dure_client.link.proxy import Proxy, ProxyError
 
 _TIMEOUT_SECONDS = 10.0
+_UNREAD = "an issuer that cannot be read"
+_EXEMPT = (
+    "ask your network's people to exempt the server's host and port from TLS inspection. The agent goes on to refuse; "
+    "nothing secret was sent"
+)
 _NOT_NOW, _ANOTHER_NAME = (9, 10), (62, 64)  # OpenSSL's X509_V_ERR_…: not yet or no longer valid; another host or IP
 
 
@@ -59,8 +64,7 @@ def _link(route: Route, root_file: Path) -> Iterator[Finding]:
         yield Finding("link", State.OK, f"{route} is reached")
         yield _not_the_consortiums(route, name, error)
     except ssl.SSLError as error:
-        advice = "ask whether something on the way lets no TLS 1.3 through; the port may be another service's"
-        yield Finding("link", State.FAIL, f"{route} is reached and speaks no TLS as it should ({error.reason})", advice)
+        yield _no_tls(route, name, error)
     except (OSError, http.client.HTTPException) as error:
         advice = _proxy_advice(route.proxy) if route.proxy else "allow this machine to connect to that host and port"
         yield Finding("link", State.FAIL, f"{route} is not reached ({error})", advice)
@@ -81,9 +85,20 @@ def _not_the_consortiums(route: Route, name: str, error: ssl.SSLCertVerification
         State.FAIL,
         f"somebody opens TLS on the way: the certificate there was issued by {_issuer(route, name)}, not by the "
         "consortium",
-        "ask your network's people to exempt the server's host and port from TLS inspection. The agent goes on to "
-        "refuse; nothing secret was sent",
+        _EXEMPT,
     )
+
+
+def _no_tls(route: Route, name: str, error: ssl.SSLError) -> Finding:
+    """The handshake came to no end; a certificate may have been shown all the same."""
+    text, issuer = (
+        f"{route} is reached, but no TLS 1.2 or newer comes about ({error.reason})",
+        _issuer(route, name),
+    )
+    if issuer == _UNREAD:
+        advice = "ask whether something on the way lets no TLS through; the port may be another service's"
+        return Finding("link", State.FAIL, text, advice)
+    return Finding("link", State.FAIL, f"{text}; the certificate there was issued by {issuer}", _EXEMPT)
 
 
 def _issuer(route: Route, name: str) -> str:
@@ -92,15 +107,17 @@ def _issuer(route: Route, name: str) -> str:
         shown = _shake_hands(route, name, _context(None))
         words = x509.load_der_x509_certificate(shown).issuer.rfc4514_string()
     except (OSError, ValueError, http.client.HTTPException):
-        return "an issuer that cannot be read"
+        return _UNREAD
     return f'"{"".join(letter for letter in words if letter.isprintable())[:200]}"'
 
 
 def _context(root_pem: str | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if root_pem else ssl.TLSVersion.TLSv1_2
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # as the link
     context.set_alpn_protocols(["h2"])
-    if root_pem is None:  # only to read who issued it
+    if root_pem is None:  # only to read who issued it, whatever it speaks
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:

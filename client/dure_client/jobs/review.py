@@ -1,6 +1,6 @@
 """What a firm's people look at before they say yes to a job, and their yes or no. Below the commands and the page.
 
-dure_client.policy.PolicyError            the digest is not that of the job file as it is now
+dure_client.policy.PolicyError            a digest is not that of the job file, or of its model package, as it is now
 dure_protocols.errors.RefusedError        the policy does not admit the job
 """
 
@@ -128,16 +128,32 @@ def check_digest(known: KnownJob, digest: str) -> None:
         )
 
 
+def check_package(known: KnownJob, model: JobModel, package: str) -> None:
+    """Whether the package that was reviewed is the job's; "" for a model that comes with Dure. Raises PolicyError."""
+    job = known.job.id
+    if model.package is not None and package != model.package:
+        raise PolicyError(
+            f"job {job!r} runs a model package, and a yes is for exactly one that was reviewed: run `dure-agent review "
+            f"{job} --source`, then approve it with --package {model.package}"
+        )
+    if model.package is None and package:
+        raise PolicyError(
+            f"job {job!r} runs no model package here: its model is installed with Dure. Run `dure-agent review {job}` "
+            "again"
+        )
+
+
 def approve(home: AgentHome, job: str, digest: str, now: datetime, package: str = "") -> None:
     """Say yes to a job file and its model package, exactly as they were reviewed.
 
-    digest: the job file's SHA-256, hex, in any grouping; package: the package's, where several fit the job.
+    digest: the job file's SHA-256, hex, in any grouping; package: the package's, "" for a model that comes with Dure.
     Raises ApprovalError, PolicyError, RefusedError, HomeError, PackageError.
     """
     known = known_job(home, job)
     check_digest(known, digest)
     model = model_of(home, known, package)
     check(home, known, model)
+    check_package(known, model, package)
     if model.package is not None:
         native = Policy.read(home.policy_file).allow_native_code
         PackageShelf(home.models).install(model.package, now, allow_native_code=native)

@@ -1,6 +1,7 @@
 """A model package as text for the people who approve it: what it says of itself, its source, what is new. Pure.
 
-The text came from a stranger and goes to a terminal: whatever would act there, turn the writing or hide is written out.
+The text came from a stranger and goes to a terminal or a page: whatever would act there, turn the writing or hide is
+written out.
 """
 
 import difflib
@@ -19,9 +20,9 @@ def shown(text: str) -> str:
     return "".join(c if c in "\n\t" or is_plain(c) else f"\\u{ord(c):04x}" for c in text)
 
 
-def source_text(files: Mapping[str, bytes]) -> str:
-    """Every file of a package in full, each under its path; of one that is no text, size and SHA-256."""
-    return "".join(f"=== {path}\n{_readable(files[path])}\n" for path in sorted(files))
+def sources(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Every file of a package in full, by its path, in their order; of one that is no text, size and SHA-256."""
+    return {shown(path): _readable(files[path]) for path in sorted(files)}
 
 
 def difference(

@@ -42,8 +42,9 @@ class Request:
 
 
 def approve(request: Request) -> Notice:
-    """`dure-agent approve JOB --digest DIGEST`."""
-    review.approve(request.home, request.form.get("job", ""), request.form.get("digest", ""), request.now)
+    """`dure-agent approve JOB --digest DIGEST --package PACKAGE`, the last for a job with a model package."""
+    digest, package = request.form.get("digest", ""), request.form.get("package", "")
+    review.approve(request.home, request.form.get("job", ""), digest, request.now, package)
     return Notice("approved", request.job)
 
 

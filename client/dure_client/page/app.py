@@ -19,6 +19,9 @@ from dure_client.home import AgentHome
 from dure_client.jobs.approvals import ApprovalError, known_job
 from dure_client.jobs.review import PRIVACY, review
 from dure_client.ledger_page import PLAIN_WORDS
+from dure_client.packages.looking import SAID, look
+from dure_client.packages.reading import shown
+from dure_client.packages.shelf import PackageShelf
 from dure_client.page import acts
 from dure_client.page.access import Access, Notice, Session
 from dure_client.page.guard import Guard
@@ -48,9 +51,15 @@ class FirmPage:
         self._account = LedgerAccount(home.ledger_file)
         self._templates = environment("dure_client.page", load_assets(ASSETS))
         self._templates.globals.update(
-            can_leave=leave is not None, privacy=PRIVACY, pause_hours=acts.PAUSE_HOURS, version=version("dure")
+            can_leave=leave is not None,
+            pause_hours=acts.PAUSE_HOURS,
+            privacy=PRIVACY,
+            package_said=SAID,
+            version=version("dure"),
         )
-        self._templates.filters.update(grouped=grouped, local=_local_text, kind_words=PLAIN_WORDS.__getitem__)
+        self._templates.filters.update(
+            grouped=grouped, local=_local_text, kind_words=PLAIN_WORDS.__getitem__, shown=shown
+        )
 
     def routes(self) -> list[Route | Mount]:
         """All there is. GET shows and changes nothing; POST is for forms of these pages."""
@@ -101,14 +110,15 @@ class FirmPage:
             known = known_job(self._home, request.path_params["job"])
         except ApprovalError as error:
             return self._html("error.html", status=404, title="There is no such job", detail=str(error))
-        found, left = review(self._home, known), self._account.read()
+        found, job, left = review(self._home, known), known.job, self._account.read()
+        package = look(PackageShelf(self._home.models), found.model.package, job) if found.model.package else None
         card = job_card(self._home, known, self._now())
-        return self._html("job.html", session, review=found, card=card, job=known.job, left=left)
+        return self._html("job.html", session, review=found, card=card, job=job, left=left, package=package)
 
     def left_page(self, session: Session, _: Request) -> Response:
         """What left, by kind and job, and the last records."""
-        config = self._home.config()
-        return self._html("left.html", session, left=self._account.read(), firm=config.firm)
+        config, own = self._home.config(), self._home.identity().fingerprint
+        return self._html("left.html", session, left=self._account.read(), config=config, fingerprint=own)
 
     async def act(self, request: Request) -> Response:
         """Do what a button says, and go back to where that shows."""
@@ -133,11 +143,11 @@ class FirmPage:
         return self._html("error.html", status=500, title="This cannot be shown", detail=str(error))
 
     def _for_session(self, show: Show) -> Callable[[Request], Response]:
-        def shown(request: Request) -> Response:
+        def answer(request: Request) -> Response:
             session = self._session(request)
             return _to("/sign-in") if session is None else show(session, request)
 
-        return shown
+        return answer
 
     def _session(self, request: Request) -> Session | None:
         return self._access.session(request.cookies.get(COOKIE, ""))
