@@ -1,6 +1,7 @@
 """Vouches that this firm was given, and its own: files in vouches/ of its home, `FIRM-by-VOUCHER.vouch`.
 
-They come as files, over any way: what counts is the signature and whether the signer is pinned (`policy.check_job`).
+They come as files, over any way: what counts is the signature, and whether the signer is pinned
+(`policy_checks.check_job`).
 """
 
 import logging

@@ -19,26 +19,15 @@ from dure_client.doctor.network import network_findings
 from dure_client.doctor.sandbox import sandbox_findings
 from dure_client.home import AgentConfig, AgentHome, keep_or_make_private, write_file
 from dure_client.link.standing import LinkStanding
-from dure_client.trainer.sandbox import Limits, Sandbox, SandboxError, SandboxLevel
-from dure_client.trainer.sandbox.bubblewrap import Bubblewrap
+from dure_client.trainer.sandbox import Limits, Sandbox, SandboxLevel
 from dure_client.trainer.sandbox.limits import LimitsOnly
 from dure_protocols.certificates import Authority, key_to_pem, new_serial, new_tls_key, signing_request
 from dure_protocols.identity import Identity
-from tests.conftest import lacking
 from tests.end_to_end.wires import ConnectProxy
 
 NOW = datetime.now(UTC)
 NAME = "dure.example.org"
 NO_PROXY: dict[str, str] = {}
-
-
-@pytest.fixture(scope="module")
-def bubblewrap() -> Sandbox:
-    try:
-        return Bubblewrap.find()
-    except SandboxError as error:
-        lacking(f"the sandbox: {error}")
-        raise
 
 
 def authority(name: str) -> Authority:

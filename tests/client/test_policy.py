@@ -4,16 +4,8 @@ import pytest
 
 from dure_client.consent import Asks
 from dure_client.jobs.approvals import By, Decision, Verdict
-from dure_client.policy import (
-    DEFAULT_TEXT,
-    ApproveJobs,
-    Policy,
-    PolicyError,
-    allow_model,
-    check_decision,
-    check_job,
-    pin_firm,
-)
+from dure_client.policy import DEFAULT_TEXT, ApproveJobs, Policy, PolicyError, allow_model, pin_firm
+from dure_client.policy_checks import check_decision, check_job
 from dure_client.policy_words import in_words
 from dure_client.trainer.sandbox import SandboxLevel
 from dure_protocols.errors import RefusalCode, RefusedError

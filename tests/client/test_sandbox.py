@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dure_client.policy import Policy, PolicyError, check_sandbox
+from dure_client.policy import Policy, PolicyError
+from dure_client.policy_checks import check_sandbox
 from dure_client.trainer.client import Deadlines, StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError
 from dure_client.trainer.process import TrainerPlaces, is_within, start
@@ -37,15 +38,6 @@ __all__ = ["installed_model"]
 GIB = 1 << 30
 SAY = "open(os.environ['TMPDIR'] + '/got', 'w').write('x')"
 """Ends an attack that succeeded."""
-
-
-@pytest.fixture(scope="module")
-def bubblewrap() -> Sandbox:
-    try:
-        return Bubblewrap.find()
-    except SandboxError as error:
-        lacking(f"the sandbox: {error}")
-        raise
 
 
 @dataclass

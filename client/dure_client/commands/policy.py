@@ -14,7 +14,8 @@ from dure_client.jobs import review
 from dure_client.jobs.approvals import approved_by_people, known_job
 from dure_client.jobs.review import installed_models
 from dure_client.packages.shelf import PackageShelf, Shelved
-from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, check_decision, check_sandbox, read_text
+from dure_client.policy import DEFAULT_TEXT, Policy, PolicyError, allow_model, read_text
+from dure_client.policy_checks import check_decision, check_sandbox
 from dure_client.policy_words import in_words
 from dure_client.trainer.sandbox import find_sandbox
 from dure_protocols.errors import RefusalCode, RefusedError

@@ -80,18 +80,6 @@ def _tried(sandbox: Sandbox, home: Path) -> dict[str, _Attempt]:
         arguments += [str(_LIMITS.num_threads), str(_LIMITS.memory_bytes)]
         command = [sys.executable, "-I", "-S", str(Path(probe.__file__)), *arguments]
         confined = sandbox.confine(command, Grants(writable=[scratch], hidden=[home]), _LIMITS)
-        try:
-            ended = subprocess.run(
-                confined.command,
-                pass_fds=tuple(confined.descriptors),
-                env={},
-                cwd=scratch,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_TIMEOUT_SECONDS,
-                check=False,
-            )
-        finally:
-            confined.close()
+        ended = confined.run(_TIMEOUT_SECONDS, scratch)
     attempts = _Attempts.validate_json(b"[" + b",".join(ended.stdout.splitlines()) + b"]")
     return {attempt.name: attempt for attempt in attempts}

@@ -34,7 +34,8 @@ from dure_client.jobs.released import ReleasedFile
 from dure_client.jobs.side import FirmLimits, Given, JobSide, Reaction
 from dure_client.leaving import has_left, has_left_consortium, leave_file
 from dure_client.packages.admission import job_model
-from dure_client.policy import Policy, check_decision, check_job, check_not_refused, check_sandbox
+from dure_client.policy import Policy
+from dure_client.policy_checks import check_decision, check_job, check_not_refused, check_sandbox
 from dure_client.shifts import TrainedFile, limit_until, threads_now
 from dure_client.trainer.client import TrainerClient
 from dure_client.trainer.messages import Method, TrainerError, TrainingSpec

@@ -13,7 +13,8 @@ from dure_client.jobs.approvals import KnownJob, Verdict, approved_by_people, de
 from dure_client.jobs.refusals import KeptRefusal, last_refusal
 from dure_client.packages.admission import JobModel, job_model
 from dure_client.packages.shelf import PackageShelf
-from dure_client.policy import PackageStanding, Policy, PolicyError, check_job
+from dure_client.policy import Policy, PolicyError
+from dure_client.policy_checks import PackageStanding, check_job
 from dure_client.vouches import read_vouches
 from dure_models import registry
 from dure_models.contract import DataContract

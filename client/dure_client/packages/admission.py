@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import Verdict, decision_on
 from dure_client.packages.shelf import PackageError, PackageShelf
-from dure_client.policy import PackageStanding
+from dure_client.policy_checks import PackageStanding
 from dure_models import registry
 from dure_models.digest import model_digest
 from dure_models.errors import ModelsError

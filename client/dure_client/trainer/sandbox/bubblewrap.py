@@ -68,19 +68,9 @@ class Bubblewrap:
     def _try(self) -> None:
         confined = self.confine([sys.executable, "-I", "-S", "-c", "print('here')"], Grants(), Limits(1 << 30))
         try:
-            tried = subprocess.run(
-                confined.command,
-                pass_fds=tuple(confined.descriptors),
-                env={},
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=_TRIAL_SECONDS,
-                check=False,
-            )
+            tried = confined.run(_TRIAL_SECONDS)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SandboxError(f"{self.program} cannot be started ({type(error).__name__})") from error
-        finally:
-            confined.close()
         if tried.stdout != b"here\n":
             said = tried.stderr.decode(errors="replace").strip().splitlines()[:1]
             raise SandboxError(

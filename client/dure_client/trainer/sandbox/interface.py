@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,6 +85,25 @@ class Confined:
 
     command: Sequence[str]
     descriptors: Sequence[int] = ()
+
+    def run(self, timeout_seconds: float, folder: Path | None = None) -> "subprocess.CompletedProcess[bytes]":
+        """Run it to its end, with an empty environment and nothing to read; then it is closed.
+
+        folder: to start in. Raises OSError, subprocess.TimeoutExpired.
+        """
+        try:
+            return subprocess.run(
+                self.command,
+                pass_fds=tuple(self.descriptors),
+                env={},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_seconds,
+                check=False,
+            )
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the descriptors; the started process has its own."""
