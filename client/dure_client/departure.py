@@ -46,8 +46,9 @@ class Departure:
             try:
                 if self._look():
                     return
-            except (DureError, OSError) as error:  # a full disk, too, is tried again
-                logger.warning("leaving cannot go on: %s", error)
+            except Exception as error:  # nothing may keep a firm from leaving; a full disk, say, is tried again
+                is_known = isinstance(error, (DureError, OSError))
+                logger.warning("leaving cannot go on yet: %s", error, exc_info=not is_known)
                 self._not_before = time.monotonic() + RETRY_SECONDS
             self._stop.wait(LOOK_SECONDS)
 

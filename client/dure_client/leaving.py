@@ -9,7 +9,6 @@ What is kept: job files, results, statements, receipts, the ledger, and `state/r
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import ApprovalError, KnownJob, Verdict, decide, known_job
 from dure_client.ledger import read_records
 from dure_client.ledger_export import export
+from dure_client.trees import remove_tree
 from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError
 from dure_protocols.frames import Envelope, Place
@@ -128,7 +128,7 @@ def erase_job(home: AgentHome, job: str) -> None:
     folder = home.job_folder(job)
     for file in (folder / "session.bin", *folder.glob("residual-*.f32")):
         file.unlink(missing_ok=True)
-    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    remove_tree(folder / "scratch")
     answers = home.state / "answers"
     for file in answers.iterdir() if answers.is_dir() else ():
         with contextlib.suppress(OSError, DureError):

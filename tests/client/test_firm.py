@@ -102,7 +102,7 @@ def test_a_sandbox_that_cannot_be_made_for_a_trainer_is_told_by_its_code(job_and
 class FakeTrainer:
     """Runs until it is closed."""
 
-    pid = 1
+    pid, has_ended = 1, False
 
     def close(self):
         self.pid = None
@@ -210,6 +210,24 @@ def test_what_a_policy_grants_the_trainer_changes_with_the_next_request(job_and_
     write_file(policy, changed.encode())
     firm.answer(encode(AskKeys(job.digest(), 3)), Given())
     assert held.trainer.granted == ((Path("/dev/gpu0"),), 2 << 30)
+    assert held.trainer.pid is None
+
+
+def test_a_grant_that_comes_while_the_trainer_works_is_made_with_a_later_request(job_and_firm):
+    job, _, firm = job_and_firm
+    held, policy = opened(job, firm), firm._home.policy_file
+    write_file(policy, policy.read_text().replace("trainer_memory_gib = 0", "trainer_memory_gib = 1").encode())
+    held.side.conclude(lambda: firm._policy_on(held))
+    assert held.trainer.pid == 1
+    firm.answer(encode(AskKeys(job.digest(), 2)), Given())
+    assert held.trainer.granted == ((), 1 << 30)
+
+
+def test_what_a_trainer_left_that_ended_by_itself_is_removed(job_and_firm):
+    job, _, firm = job_and_firm
+    held = opened(job, firm)
+    held.trainer.has_ended = True
+    firm.close_idle()
     assert held.trainer.pid is None
 
 

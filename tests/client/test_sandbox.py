@@ -25,10 +25,12 @@ from dure_client.policy import Policy, PolicyError
 from dure_client.policy_checks import check_sandbox
 from dure_client.trainer.client import Deadlines, StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError
-from dure_client.trainer.process import TrainerPlaces, is_within, start
+from dure_client.trainer.process import TrainerPlaces, start
 from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, SandboxLevel, seccomp
 from dure_client.trainer.sandbox.bubblewrap import Bubblewrap, mounts
 from dure_client.trainer.sandbox.limits import LimitsOnly, Unconfined
+from dure_client.trainer.watch import is_within
+from dure_client.trees import remove_tree
 from dure_protocols.errors import RefusalCode, RefusedError
 from tests.client.test_trainer import CANARY, installed_model, spec_of, write_data
 from tests.conftest import lacking
@@ -163,6 +165,10 @@ ATTACKS = {
     "takes memory as a file": "os.memfd_create('x')",
     "takes memory as a stack": "import mmap; mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
     "takes memory from a device": "import mmap; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096)",
+    "takes what asynchronous reads are for all": "import ctypes; c = ctypes.c_void_p(); "
+    "assert ctypes.CDLL(None).syscall(206 if os.uname().machine == 'x86_64' else 0, 8, ctypes.byref(c)) == 0",
+    "takes a disk at once": "f = open('{home}/scratch/all', 'wb'); import ctypes; os.unlink(f.name); "
+    "assert ctypes.CDLL(None).fallocate(f.fileno(), 0, 0, 4096) == 0",
     "takes memory as a queue": "import ctypes; c = ctypes.CDLL(None); q = c.msgget(0, 0o600); "
     "assert q >= 0; c.msgctl(q, 0, None)",
 }
@@ -495,3 +501,86 @@ def test_a_policy_that_says_nothing_asks_for_the_full_sandbox() -> None:
     assert Policy.parse("").require_sandbox is SandboxLevel.FULL
     with pytest.raises(PolicyError, match="gpu_devices"):
         Policy.parse('gpu_devices = ["/dev/../etc/shadow"]')
+
+
+def test_memory_that_was_written_and_then_protected_is_counted(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    """A limit on a process counts what is mapped for writing alone, and the loader itself protects what it wrote."""
+    hoard = """
+import ctypes, mmap, time
+libc, size, held = ctypes.CDLL(None), 32 << 20, []
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+for _ in range(64):
+    held.append(memory := mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    memory.write(bytes(size))
+    assert libc.mprotect(ctypes.addressof(ctypes.c_char.from_buffer(memory)), size, mmap.PROT_READ) == 0
+time.sleep(60)
+"""
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(1 * GIB))
+    with site.trainer:
+        assert site.attack(hoard) is TrainerCode.DIED
+        assert site.works()
+
+
+def test_of_all_processes_a_trainer_is_ended_first_where_memory_runs_out(confined: Site) -> None:
+    assert confined.attack(f"assert open('/proc/self/oom_score_adj').read() == '1000\\n'\n{SAY}") is None
+    assert confined.succeeded
+
+
+@pytest.mark.parametrize("inside", ["{home}/scratch", "{home}/scratch/sock-*"])
+def test_a_tree_deeper_than_any_path_keeps_nobody_from_leaving(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox, inside: str
+) -> None:
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB))
+    dig = f"import glob\nos.chdir(glob.glob('{inside}')[0])\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+    with site.trainer:
+        site.attack(dig)
+        site.trainer.shut()
+    remove_tree(tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_trainer_that_was_ended_leaves_nothing_once_it_is_closed(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB))
+    with site.trainer as trainer:
+        assert site.attack("open('{home}/scratch/rows', 'w').write('1,2,3')") is None
+        assert trainer.pid is not None
+        assert not trainer.has_ended
+        os.kill(trainer.pid, signal.SIGKILL)
+        while not trainer.has_ended:
+            time.sleep(0.01)
+        trainer.close()
+        assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_the_agent_connects_to_nothing_that_a_trainer_puts_in_its_sockets_place(
+    tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
+) -> None:
+    site = make_site(tmp_path, installed_model, bubblewrap, limits=Limits(2 * GIB))
+    place = tmp_path / "elsewhere.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(place))
+    listener.listen()
+    threading.Thread(target=hear, args=(listener, site.heard), daemon=True).start()
+    # The model closes every connection that it has, a moment after it has answered.
+    swap = f"""
+import glob, stat, threading, time
+(path,) = glob.glob(os.environ['TMPDIR'] + '/sock-*/t.sock')
+os.unlink(path)
+os.symlink({str(place)!r}, path)
+def cut():
+    time.sleep(0.5)
+    for number in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode): socket.socket(fileno=os.dup(number)).shutdown(2)
+        except OSError: pass
+threading.Thread(target=cut).start()
+"""
+    with site.trainer, listener:
+        assert site.attack(swap.replace("{", "{{").replace("}", "}}")) is None
+        time.sleep(1.5)
+        assert site.works()
+        assert not site.heard

@@ -132,8 +132,11 @@ class Firm:
         """
         now, ended = self._monotonic(), 0
         for opened in list(self._jobs.values()):
-            is_idle = opened.trainer.pid is not None and now - opened.used_at >= idle_seconds
-            if is_idle and opened.side.while_idle(opened.trainer.close):
+            trainer = opened.trainer
+            is_idle = trainer.pid is not None and now - opened.used_at >= idle_seconds
+            if trainer.has_ended:  # by itself; what it wrote is removed
+                opened.side.while_idle(trainer.close)
+            elif is_idle and opened.side.while_idle(trainer.close):
                 logger.info("job %s is quiet: its trainer is ended for now", opened.job.id)
                 ended += 1
         return ended
@@ -250,13 +253,14 @@ class Firm:
         files = home.policy_file, home.job_folder(opened.job.id) / APPROVAL_FILE, home.vouches, leave_file(home, "")
         stamps = tuple(stamp(file) for file in files)
         if opened.checked is None or opened.checked[0] != stamps:
-            policy = self._check(opened.job)
-            if opened.granted != granted(policy):
+            opened.checked = stamps, self._check(opened.job)
+        policy = opened.checked[1]
+        if opened.granted != granted(policy):
+            limits = self._trainer_limits(policy)
+            # Where the trainer is at work on the firm's own model, the next request tries again.
+            if opened.side.while_idle(lambda: opened.trainer.grant(policy.gpu_devices, limits)):
                 opened.granted = granted(policy)
-                limits = self._trainer_limits(policy)
-                opened.side.while_idle(lambda: opened.trainer.grant(policy.gpu_devices, limits))
-            opened.checked = stamps, policy
-        return opened.checked[1]
+        return policy
 
     def _open(self, digest: bytes) -> OpenJob:
         if digest not in self._jobs:

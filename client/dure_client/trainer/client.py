@@ -5,10 +5,12 @@ before the call. A call that meets a death raises `TrainerError(DIED)`, once: th
 what that means.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,6 +29,7 @@ from dure_client.trainer.scratch import FLOAT32, FLOAT64, Scalar, Scratch, Scrat
 Reply = TypeVar("Reply", bound=BaseModel)
 
 _DEATH_SHOWS_SECONDS = 1.0
+_NEVER = (1 << 31) - 1  # milliseconds, as gRPC takes them
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,13 @@ class TrainerClient:
         self._deadlines = deadlines or Deadlines()
         self._environment = environment
         self._process: TrainerProcess | None = None
+        self._was_lost = threading.Event()
         self._channel: grpc.Channel | None = None
         self._opened: m.Opened | None = None
 
     def open(self) -> m.Opened:
         """Load and check the data, build the model. Other calls do it by themselves. Raises TrainerError."""
-        if self._process is not None and not self._process.is_running:
+        if self._process is not None and self._is_gone(self._process):
             self._end()
         if self._opened is None:
             self._opened = self._call(Method.OPEN, m.OpenRequest(spec=self._spec), m.Opened, self._deadlines.short)
@@ -156,6 +160,11 @@ class TrainerClient:
         reply = self._ask(Method.TRAIN_ALONE, request, m.TrainedAloneReply, self._deadlines.train_alone)
         parameters = self._take(target, FLOAT32, self._spec.num_parameters)
         return OwnModel(parameters, reply.best_round, reply.validation, reply.test)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a process was started and has ended by itself; `close` then removes what it left."""
+        return self._process is not None and not self._process.is_running
 
     @property
     def pid(self) -> int | None:
@@ -238,10 +247,24 @@ class TrainerClient:
                 environment=self._environment,
                 module=self._module,
             )
-            limits = [("grpc.max_receive_message_length", m.MAX_ANSWER_BYTES), ("grpc.enable_http_proxy", 0)]
+            limits = [
+                ("grpc.max_receive_message_length", m.MAX_ANSWER_BYTES),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.client_idle_timeout_ms", _NEVER),
+            ]
             self._channel = grpc.insecure_channel(f"unix:{self._process.socket}", options=limits)
             self._wait_until_ready(self._channel)
+            if self._is_shut:  # meanwhile, by another thread, which found nothing to end
+                self._end()
+                raise self._error(TrainerCode.DIED)
+            self._was_lost = threading.Event()
+            self._channel.subscribe(partial(_note_loss, self._was_lost))
         return self._channel
+
+    def _is_gone(self, process: TrainerProcess) -> bool:
+        """Whether the process has ended or its connection was lost. gRPC would connect again by itself, to whatever
+        the process has put in its socket's place."""
+        return not process.is_running or self._was_lost.is_set() or not process.has_socket
 
     def _wait_until_ready(self, channel: grpc.Channel) -> None:
         try:
@@ -289,3 +312,9 @@ class TrainerClient:
             scratch.lent(sums, FLOAT64, spec.num_statistics) as statistics_name,
         ):
             yield model_name, statistics_name
+
+
+def _note_loss(lost: threading.Event, now: grpc.ChannelConnectivity) -> None:
+    """Called by gRPC with each change, the first time with a channel that is ready."""
+    if now is not grpc.ChannelConnectivity.READY:
+        lost.set()

@@ -7,8 +7,8 @@ standard input is a pipe that then closes, and a full sandbox dies with the agen
 
 import logging
 import os
-import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -26,16 +26,13 @@ from dure_client.trainer.log import keep_what_is_said
 from dure_client.trainer.messages import TrainerCode, TrainerError
 from dure_client.trainer.sandbox import Confined, Grants, Limits, Sandbox
 from dure_client.trainer.scratch import SOCKET_FOLDER
+from dure_client.trainer.watch import watch
+from dure_client.trees import remove_tree
 
 TRAINER_MODULE = "dure_client.trainer"
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108, the last of them zero
 _START_POLL_SECONDS = 0.01
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
-_WATCH_SECONDS = 0.5
-_MAX_SCRATCH_ENTRIES = 10_000
-_MAX_SCRATCH_DEPTH = 64
-_LEAST_FREE_BYTES = 4 << 30
-"""A trainer ends where less is free on the disk, or less than half of what was free when it began."""
 _MANY_FILES = 64
 """From so many files in one folder on, the folder is granted instead of each file: mounts cost time."""
 _starter = ThreadPoolExecutor(1, "trainer starter")
@@ -91,6 +88,21 @@ class TrainerProcess:
             self._popen.wait(seconds)
         return not self.is_running
 
+    @property
+    def has_socket(self) -> bool:
+        """Whether its socket is there, and no link in the socket's place."""
+        with suppress(OSError):
+            return stat.S_ISSOCK(self.socket.lstat().st_mode)
+        return False
+
+    def wait_for_socket(self, seconds: float) -> None:
+        """Wait until it listens. Raises TimeoutError, also where the process ends before."""
+        give_up_at = time.monotonic() + seconds
+        while not self.has_socket:
+            if not self.is_running or time.monotonic() > give_up_at:
+                raise TimeoutError("the trainer does not listen")
+            time.sleep(_START_POLL_SECONDS)
+
     def kill(self) -> None:
         """End the process at once. `close` has still to be called."""
         self._popen.send_signal(signal.SIGKILL)
@@ -105,7 +117,7 @@ class TrainerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             self._popen.wait()
-        shutil.rmtree(self._private, ignore_errors=True)
+        remove_tree(self._private)
 
 
 def start(
@@ -137,19 +149,20 @@ def start(
         confined = sandbox.confine(command, _grants(places, private, variables), limits)
         popen = _starter.submit(_popen, confined, variables, places.scratch).result()
     except BaseException as error:
-        shutil.rmtree(private, ignore_errors=True)
+        remove_tree(private)
         if isinstance(error, OSError):  # such as when bwrap was removed meanwhile
             raise TrainerError(TrainerCode.DID_NOT_START, reason=f"its process cannot be started: {error}") from error
         raise
-    keep_what_is_said(popen, places.log)
     process = TrainerProcess(socket, popen, private)
-    threading.Thread(target=_watch, args=(process, places.scratch, limits), name="trainer watch", daemon=True).start()
-    give_up_at = time.monotonic() + timeout_seconds
-    while not socket.exists():
-        if not process.is_running or time.monotonic() > give_up_at:
-            process.close(grace_seconds=0)
-            raise TrainerError(TrainerCode.DID_NOT_START, str(places.log))
-        time.sleep(_START_POLL_SECONDS)
+    try:
+        keep_what_is_said(popen, places.log)
+        watching = threading.Thread(target=watch, args=(process, places.scratch, limits), name="trainer watch")
+        watching.daemon = True
+        watching.start()
+        process.wait_for_socket(timeout_seconds)
+    except OSError as error:
+        process.close(grace_seconds=0)
+        raise TrainerError(TrainerCode.DID_NOT_START, str(places.log)) from error
     return process
 
 
@@ -193,35 +206,6 @@ def _data_files(places: TrainerPlaces) -> list[Path]:
         has_links = any(path.is_symlink() for path in inside)
         granted += [folder] if len(inside) >= _MANY_FILES and not holds_hidden and not has_links else inside
     return granted
-
-
-def _watch(process: TrainerProcess, scratch: Path, limits: Limits) -> None:
-    """End a trainer whose scratch folder grows beyond the limit: no limit on a process counts many files."""
-    least_free_bytes = min(_LEAST_FREE_BYTES, shutil.disk_usage(scratch).free // 2)
-    while not process.has_ended_within(_WATCH_SECONDS):
-        # A deleted file that is still open shows in no folder, but on the disk.
-        is_full = shutil.disk_usage(scratch).free < least_free_bytes
-        if is_full or not is_within(scratch, limits.scratch_bytes):
-            why = "too little space is left on the disk of" if is_full else "it wrote more than it may into"
-            logger.warning("the trainer was ended: %s %s", why, scratch)
-            process.kill()
-            return
-
-
-def is_within(scratch: Path, most_bytes: int) -> bool:
-    """Whether a scratch folder holds no more than it may, and nothing that cannot be looked into."""
-    total, entries, begin = 0, 0, len(scratch.parts)
-    unseen: list[OSError] = []
-    for parent, folders, names in os.walk(scratch, onerror=unseen.append):
-        entries += len(folders) + len(names)
-        if len(Path(parent).parts) - begin > _MAX_SCRATCH_DEPTH:
-            return False
-        for name in names[:_MAX_SCRATCH_ENTRIES]:
-            with suppress(OSError):  # it is gone again
-                total += (Path(parent) / name).lstat().st_blocks * 512
-        if total > most_bytes or entries > _MAX_SCRATCH_ENTRIES:
-            return False
-    return all(isinstance(error, FileNotFoundError) for error in unseen)
 
 
 def _private_folder(scratch: Path) -> Path:

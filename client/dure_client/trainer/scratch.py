@@ -4,10 +4,8 @@ The agent treats what it finds there as a stranger's: it follows no symbolic lin
 another size than it expects.
 """
 
-import itertools
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dure_client.trees import empty, remove_tree
 from dure_protocols.errors import MisuseError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -55,7 +54,7 @@ class Scratch:
             array.astype(scalar, copy=False).tofile(path)
             yield path.name
         finally:
-            _remove(path)
+            remove_tree(path)
 
     def take(self, name: str, scalar: type[Scalar], length: int) -> NDArray[Scalar]:
         """Read an array (length,) that the trainer wrote, and remove the file. Raises ScratchError.
@@ -76,45 +75,16 @@ class Scratch:
         except OSError as error:
             raise ScratchError(name) from error
         finally:
-            _remove(path)
+            remove_tree(path)
 
     def clear(self) -> None:
         """Remove all that a dead agent or a trainer left behind. Called while no trainer runs.
 
-        A folder's folders are moved up before it goes: a trainer may have nested them deeper than any path reaches.
         What cannot be removed is in nobody's way.
         """
-        number = itertools.count()
         with suppress(OSError):
-            self._folder.chmod(0o700)
-            while entries := list(self._folder.iterdir()):
-                for entry in entries:
-                    for inner in _opened(entry) if _is_folder(entry) else ():
-                        if _is_folder(inner):
-                            inner.chmod(0o700)
-                            inner.rename(self._folder / f"{secrets.token_hex(8)}-{next(number)}")
-                        else:
-                            inner.unlink()
-                    entry.rmdir() if _is_folder(entry) else entry.unlink()
+            empty(self._folder)
 
 
 def _open_warily(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _opened(folder: Path) -> list[Path]:
-    """What is in a folder whose mode a trainer may have changed."""
-    folder.chmod(0o700)
-    return list(folder.iterdir())
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, or what a trainer made in its place; what cannot be removed is in nobody's way."""
-    with suppress(OSError):
-        if _is_folder(path):
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)

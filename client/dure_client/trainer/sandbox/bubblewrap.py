@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dure_client.trainer.sandbox import seccomp
 from dure_client.trainer.sandbox.interface import Confined, Grants, Limits, SandboxError, SandboxLevel
-from dure_client.trainer.sandbox.limits import bound_to_processors, limited
+from dure_client.trainer.sandbox.limits import limited, marked
 from dure_client.trainer.sandbox.python_files import python_files
 
 PROGRAM = "bwrap"
@@ -63,7 +63,7 @@ class Bubblewrap:
         options = [*_ISOLATION, "--seccomp", str(filter_fd), *shown]
         options_fd = _in_memory("options", b"".join(os.fsencode(option) + b"\0" for option in options))
         outside = (str(self.program), "--args", str(options_fd), "--")
-        return Confined(bound_to_processors((*outside, *inside), limits), (filter_fd, options_fd))
+        return Confined(marked((*outside, *inside), limits), (filter_fd, options_fd))
 
     def _try(self) -> None:
         confined = self.confine([sys.executable, "-I", "-S", "-c", "print('here')"], Grants(), Limits(1 << 30))

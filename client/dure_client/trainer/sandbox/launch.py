@@ -9,7 +9,7 @@ import sys
 
 
 def main(arguments: list[str]) -> None:
-    """Set `nice`, how many `processors`, and each limit of the `resource` module, without RLIMIT_; then exec."""
+    """Set `nice`, `oom_score_adj`, how many `processors`, limits as the `resource` module names them; then exec."""
     import resource  # noqa: PLC0415  # there is none on Windows, where nobody calls this
 
     end = arguments.index("--")
@@ -18,6 +18,10 @@ def main(arguments: list[str]) -> None:
         name, _, value = setting.partition("=")
         if name == "nice":
             os.nice(int(value))
+        elif name == "oom_score_adj":
+            if sys.platform == "linux":
+                with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
+                    file.write(value)
         elif name == "processors":
             if hasattr(os, "sched_setaffinity"):
                 # Always the last ones, so that several trainers share them and the rest of the machine is free of all.

@@ -19,7 +19,7 @@ class LimitsOnly:
     def confine(self, command: Sequence[str], grants: Grants, limits: Limits) -> Confined:
         """The command behind the launcher that sets the limits."""
         del grants
-        return Confined(bound_to_processors(limited(command, limits), limits))
+        return Confined(marked(limited(command, limits), limits))
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,13 @@ def limited(command: Sequence[str], limits: Limits, *, num_threads: int | None =
     return _behind_launcher(command, settings)
 
 
-def bound_to_processors(command: Sequence[str], limits: Limits) -> Sequence[str]:
-    """A command that is started on as many processors as the limits say. What it starts stays there as long as nothing
-    lets it choose others: behind bubblewrap the filter of system calls refuses that, so this comes before it."""
-    return _behind_launcher(command, {"processors": limits.num_processors}) if limits.num_processors else command
+def marked(command: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    """A command that is the first to be ended where the host runs out of memory, and stays on as many processors as the
+    limits say. All that it starts inherits both, and in a sandbox could not choose them: so this comes before it."""
+    settings = {"oom_score_adj": 1000}
+    if limits.num_processors:
+        settings["processors"] = limits.num_processors
+    return _behind_launcher(command, settings)
 
 
 def _behind_launcher(command: Sequence[str], settings: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,0 +1,86 @@
+"""Ends a trainer that takes more than it may of what no limit on a process counts: memory as it is, and the disk."""
+
+import logging
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from dure_client.trainer.sandbox import Limits
+
+_LOOK_SECONDS = 0.5
+_MAX_ENTRIES = 10_000
+_MAX_DEPTH = 64
+_LEAST_FREE_BYTES = 4 << 30
+"""A trainer ends where less is free on the disk, or less than half of what was free when it began."""
+_RESIDENT = re.compile(rb"^Rss(?:Anon|Shmem):\s*(\d+) kB", re.MULTILINE)
+
+logger = logging.getLogger(__name__)
+
+
+class Watched(Protocol):
+    """A trainer's process."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; the trainer may be its child."""
+        ...
+
+    def has_ended_within(self, seconds: float) -> bool:
+        """Wait for its end, so long at most. Whether it came."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+def watch(process: Watched, scratch: Path, limits: Limits) -> None:
+    """Look twice a second until the process ends, or end it. Runs in a thread of its own."""
+    least_free_bytes = min(_LEAST_FREE_BYTES, shutil.disk_usage(scratch).free // 2)
+    while not process.has_ended_within(_LOOK_SECONDS):
+        why = ""
+        if memory_of(process.pid) > limits.memory_bytes:
+            why = "it took more memory than it may"
+        # A deleted file that is still open shows in no folder, but on the disk.
+        elif shutil.disk_usage(scratch).free < least_free_bytes:
+            why = f"too little space is left on the disk of {scratch}"
+        elif not is_within(scratch, limits.scratch_bytes):
+            why = f"it wrote more than it may into {scratch}"
+        if why:
+            logger.warning("the trainer was ended: %s", why)
+            process.kill()
+            return
+
+
+def memory_of(pid: int) -> int:
+    """Bytes in memory of a process and all that it started, beside files of the disk; 0 where the system does not say.
+
+    A limit on a process counts what is mapped for writing, and not what was written and then protected.
+    """
+    total, waiting = 0, [pid]
+    while waiting:
+        folder = Path("/proc", str(waiting.pop()))
+        with suppress(OSError):  # it has ended
+            total += sum(int(kilobytes) << 10 for kilobytes in _RESIDENT.findall((folder / "status").read_bytes()))
+            for children in folder.glob("task/*/children"):
+                waiting += [int(child) for child in children.read_bytes().split()]
+    return total
+
+
+def is_within(scratch: Path, most_bytes: int) -> bool:
+    """Whether a scratch folder holds no more than it may, and nothing that cannot be looked into."""
+    total, entries, begin = 0, 0, len(scratch.parts)
+    unseen: list[OSError] = []
+    for parent, folders, names in os.walk(scratch, onerror=unseen.append):
+        entries += len(folders) + len(names)
+        if len(Path(parent).parts) - begin > _MAX_DEPTH:
+            return False
+        for name in names[:_MAX_ENTRIES]:
+            with suppress(OSError):  # it is gone again
+                total += (Path(parent) / name).lstat().st_blocks * 512
+        if total > most_bytes or entries > _MAX_ENTRIES:
+            return False
+    return all(isinstance(error, FileNotFoundError) for error in unseen)
