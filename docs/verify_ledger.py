@@ -185,11 +185,11 @@ def check(lines, firm, consortium, held=()):
         try:
             made.take(line)
         except Exception as error:
-            raise ValueError(f"line {number}: {error or 'a signature does not belong to it'}") from error
+            raise ValueError(f"line {number}: {str(error) or 'a signature does not belong to it'}") from error
     try:
         made.end()
     except Exception as error:
-        raise ValueError(f"line {number + 1}: {error or 'what others hold is not signed by this firm'}") from error
+        raise ValueError(f"line {number + 1}: {str(error) or 'what others hold is not signed by this firm'}") from error
     return made
 
 
@@ -199,12 +199,17 @@ def held_in(path):
         return [fields_of(line, *COUNTERSIGNED) for line in file if line.startswith(b'{"countersigned":')]
 
 
+USAGE = """usage: python verify_ledger.py EXPORT 'FIRM_FINGERPRINT' 'CONSORTIUM_FINGERPRINT' [ANOTHER_FIRMS_EXPORT ...]
+A fingerprint has 64 hexadecimal digits; in groups, it needs its quotes."""
+
 if __name__ == "__main__":
+    if len(sys.argv) < 4 or any(len("".join(given.split())) != 64 for given in sys.argv[2:4]):
+        sys.exit(USAGE)
     try:
         held = [each for path in sys.argv[4:] for each in held_in(path)]
         with Path(sys.argv[1]).open("rb") as file:
             made = check(file, *sys.argv[2:4], held)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     own = made.newest.get(made.header["firm"])
     seen = f"countersigned up to record {own['number']} on {own['time']}" if own else "none of it is countersigned"

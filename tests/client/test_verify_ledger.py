@@ -94,6 +94,32 @@ def firms(tmp_path: Path) -> Iterator[tuple[FirmLedger, FirmLedger]]:
     site.close()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["{file}", "ab" * 32], "usage: python verify_ledger.py", id="one fingerprint"),
+        pytest.param(["{file}", "abcd", "ef01", "ab" * 32], "needs its quotes", id="in groups, without quotes"),
+        pytest.param(["/nosuch/export.jsonl", "ab" * 32, "cd" * 32], "No such file", id="no such file"),
+    ],
+)
+def test_a_wrong_use_is_told_in_a_sentence(told: tuple[Path, FirmLedger], arguments: list[str], says: str) -> None:
+    command = [sys.executable, str(SCRIPT), *(each.format(file=told[0]) for each in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
+
+
+def test_a_changed_signature_is_named(told: tuple[Path, FirmLedger], tmp_path: Path) -> None:
+    file, kim = told
+    lines = file.read_bytes().splitlines(keepends=True)
+    at = lines[2].index(b'"signature":"') + len(b'"signature":"')
+    lines[2] = lines[2][:at] + (b"1" if lines[2][at : at + 1] != b"1" else b"2") + lines[2][at + 1 :]
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(b"".join(lines))
+    command = [sys.executable, str(SCRIPT), str(changed), kim.identity.fingerprint, kim.site.authority.fingerprint]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.strip() == "line 3: a signature does not belong to it"
+
+
 def test_heads_of_other_firms_are_not_counted_as_this_firms(firms: tuple[FirmLedger, FirmLedger]) -> None:
     kim, lee = firms
     assert "countersigned up to record 6" in by_hand(kim, kim.export(), lee.export()).out

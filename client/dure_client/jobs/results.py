@@ -58,6 +58,15 @@ class JobResult(_Frozen):
         is_own_better = own > federated if self.higher_is_better else own < federated
         return Keeps.ALONE if is_own_better else Keeps.FEDERATED
 
+    @property
+    def is_other_way_round_on_test(self) -> bool:
+        """Whether the model that is not kept is the better one on the test rows, which decide nothing."""
+        own, federated = (each.test.get(self.primary_metric) for each in (self.alone, self.federated))
+        if own is None or federated is None or own == federated:
+            return False
+        is_own_better = (own > federated) is self.higher_is_better
+        return is_own_better is not (self.keeps is Keeps.ALONE)
+
     def write(self, path: Path) -> None:
         """Store the result, whole or not at all."""
         write_file(path, self.model_dump_json(indent=2).encode() + b"\n")
