@@ -164,7 +164,7 @@ def show(
     out = terminal()
     out.print(f"[bold]{row.id}[/] {escape(row.title)} — {_coloured(row)} {escape(row.reason)}")
     out.print(f"digest {row.digest}, {len(JobFile.from_bytes(row.body).firms)} firms")
-    if progress is not None:
+    if progress is not None and row.state is JobState.RUNNING:  # else it is where the job once stood
         out.print(escape(progress.sentence))
     for entry in done:
         values = ", ".join(f"{name} {value:.4g}" for name, value in entry.metrics.items())
