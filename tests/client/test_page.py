@@ -18,7 +18,7 @@ from dure_client.packages.looking import look
 from dure_client.packages.shelf import PackageShelf
 from dure_client.page.access import CODE_SECONDS, SESSION_SECONDS, Access
 from dure_client.page.acts import ACTS
-from dure_client.page.app import COOKIE, MAX_FORM_BYTES
+from dure_client.page.app import COOKIE, MAX_FIELDS, MAX_FORM_BYTES
 from dure_client.page.left import LedgerAccount
 from dure_client.page.serve import PageError, serve
 from dure_client.policy import Policy
@@ -44,7 +44,6 @@ from tests.client.page_firm import (
     offer_package,
     save,
 )
-from tests.model_packages.made import files as package_files
 from tests.model_packages.made import pump
 
 PAGES = ("/", "/left", "/jobs/wear-2")
@@ -167,7 +166,9 @@ def test_an_act_from_elsewhere_does_nothing(person: Browser, headers: dict[str, 
     assert "north-mill" in person.client.get("/").text
 
 
-@pytest.mark.parametrize("wrong", ["no session", "no token", "another session's token", "no form", "too large"])
+@pytest.mark.parametrize(
+    "wrong", ["no session", "no token", "another session's token", "no form", "too large", "too many"]
+)
 def test_an_act_wants_the_session_and_its_token(person: Browser, wrong: str) -> None:
     good = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}
     sent: dict[str, dict[str, str]] = {
@@ -175,6 +176,7 @@ def test_an_act_wants_the_session_and_its_token(person: Browser, wrong: str) -> 
         "no token": {"data": good | {"token": ""}},
         "another session's token": {"data": good | {"token": "00" * 32}},
         "no form": {"json": good},
+        "too many": {"data": good | {f"more{n}": "" for n in range(MAX_FIELDS)}},
         "too large": {"data": good | {"more": "x" * MAX_FORM_BYTES}},
     }
     before = files(person.home)
@@ -270,9 +272,12 @@ def test_a_job_with_a_package_shows_all_that_review_shows_of_it(person: Browser)
         *("New since 0.9", '- "version": "0.9"', "pump_model/__init__.py", "only the source shows what the code does"),
     ):
         assert expected in text
-    collapsed = re.findall(r"<details(?![^>]* open)", html)
-    assert len(collapsed) == len(package_files())
-    for path in package_files():
+    collapsed, paths = (
+        re.findall(r"<details(?![^>]* open)", html),
+        PackageShelf(person.home.models).files(package.digest),
+    )
+    assert len(collapsed) == len(paths)
+    for path in paths:
         assert path in text
 
 
