@@ -17,7 +17,6 @@ from dure_client.jobs.approvals import KnownJob, Verdict, decide, decision_on, k
 from dure_client.jobs.firm import Firm
 from dure_client.jobs.side import Given
 from dure_client.packages.admission import JobModel
-from dure_client.packages.reading import difference, shown
 from dure_client.packages.shelf import INSTALLED, PACKAGE_FILE, PackageChangedError, PackageError, PackageShelf
 from dure_client.policy import Policy, PolicyError, allow_model, read_text
 from dure_client.trainer.client import StatisticsSums, TrainerClient
@@ -32,12 +31,11 @@ from dure_protocols.messages import Approval, Proposal, Refusal, encode
 from dure_protocols.model_package import ModelPackage
 from dure_server.jobs import JobDraft, make_job
 from tests.compatibility import three_firms
-from tests.model_packages.made import AUTHOR, INFORMATION, STRANGER, logit, pump
+from tests.model_packages.made import AUTHOR, STRANGER, logit, pump
 from tests.models.samples import PRESS
 
 NOW = datetime(2026, 3, 2, 8, tzinfo=UTC)
 OWN = three_firms.FIRMS[0]
-METADATA = b"Metadata-Version: 2.1\nName: pump-model\nVersion: 1.0\nSummary: other words\n"
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +197,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "byte-code that Python would take for the source": (
         f"{INSTALLED}/logit_model/__pycache__/model.cpython-311.pyc", added,
     ),
+    "the list of files, which is never unpacked": (f"{INSTALLED}/logit_model-1.0.dist-info/RECORD", added),
     "a module beside the package": (f"{INSTALLED}/sitecustomize.py", added),
     "one byte of the fetched file": (PACKAGE_FILE, one_byte),
     "the fetched file taken away": (PACKAGE_FILE, Path.unlink),
@@ -369,79 +368,6 @@ def test_the_allow_list_takes_a_fetched_package_by_its_name(
     job = JobFile.model_validate({**job.model_dump(), **OWN_TERMS})
     write_file(home.policy_file, by_itself(read_text(home.policy_file)).encode())
     assert said(firm, job) is None
-
-
-def test_what_would_act_on_a_terminal_is_written_out() -> None:
-    assert shown("a\x1b[2Jb\u202ec\r\n\td") == "a\\u001b[2Jb\\u202ec\\u000d\n\td"
-
-
-def test_the_allow_list_takes_one_of_several_packages_by_its_digest_only(home: AgentHome, shelf: PackageShelf) -> None:
-    read, strange = pump(), pump({f"{INFORMATION}/METADATA": METADATA}, author=STRANGER)
-    assert read.manifest.model_digest == strange.manifest.model_digest
-    for each in (read, strange):
-        shelf.keep(each.to_bytes(), each.digest)
-    code = read.manifest.model_digest
-    for words in ((), ("--digest", code)):
-        refused = run(home, "policy", "allow", "pump", *words)
-        assert refused.exit_code == 1
-        for each in (read, strange):
-            assert f"--package {each.digest}" in refused.stderr
-    for words in (("--package", "00" * 32), ("--package", read.digest, "--digest", "00" * 32)):
-        assert run(home, "policy", "allow", "pump", *words).exit_code == 1
-    assert run(home, "policy", "allow", "logit", "--package", read.digest).exit_code == 1
-    assert run(home, "policy", "allow", "tabular", "--package", read.digest).exit_code == 1
-    assert not any(each.approved_at for each in shelf.all())
-    assert run(home, "policy", "allow", "pump", "--package", read.digest).exit_code == 0
-    assert [each.digest for each in shelf.all() if each.approved_at] == [read.digest]
-    (allowed,) = (each for each in Policy.read(home.policy_file).allowed_models if each.name == "pump")
-    assert allowed.digest == code
-
-
-def differing(old: dict[str, bytes], new: dict[str, bytes]) -> list[str]:
-    manifest = pump().manifest
-    return list(difference(manifest, old, manifest, new))
-
-
-def test_the_difference_leaves_out_no_file() -> None:
-    path = f"pump_model/{INFORMATION}/RECORD"
-    assert "+import os" in differing({}, {path: b"import os"})
-
-
-LINE, REPEATED = b"line\n", b"".join(b"line %d\n" % (n % 60) for n in range(16_000))
-
-
-def test_a_file_that_would_take_too_long_to_compare_is_named_and_to_be_read_whole() -> None:
-    told = differing({"a.py": REPEATED, "b.py": LINE}, {"a.py": REPEATED[7:], "b.py": b"lines\n"})
-    assert told == [
-        *("--- approved/a.py", "+++ new/a.py", "@@ too large to compare: read all of it (16,000 and 15,999 lines) @@"),
-        *("--- approved/b.py", "+++ new/b.py", "@@ -1 +1 @@", "-line", "+lines"),
-    ]
-    assert differing({"a.py": REPEATED}, {"a.py": REPEATED}) == []
-    assert len(differing({}, {"a.py": REPEATED})) == 16_003  # all of it is new, nothing is searched
-
-
-def test_many_files_do_not_take_longer_than_one() -> None:
-    old = {f"{n}.py": LINE * 700 for n in range(9)}
-    told = differing(old, {path: content + b"more\n" for path, content in old.items()})
-    assert 0 < sum("too large" in line for line in told) < 9
-
-
-def test_a_package_that_cannot_be_unpacked_leaves_the_installed_one_in_place(
-    shelf: PackageShelf, packed: ModelPackage
-) -> None:
-    shelf.keep(packed.to_bytes(), packed.digest)
-    shelf.install(packed.digest, NOW)
-    in_the_way = shelf.folder_of(packed.digest) / f"{INSTALLED}.new"
-    in_the_way.write_bytes(b"")
-    with pytest.raises(FileExistsError):
-        shelf.install(packed.digest, NOW)
-    assert shelf.verified(packed.digest)
-    in_the_way.unlink()
-    shelf.install(packed.digest, NOW)
-    assert shelf.verified(packed.digest)
-    assert {file.name for file in shelf.folder_of(packed.digest).iterdir()} == {
-        *(PACKAGE_FILE, INSTALLED, "approved-at"),
-    }
 
 
 def test_decisions_of_earlier_versions_are_still_read(home: AgentHome) -> None:
