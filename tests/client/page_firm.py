@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -80,6 +81,9 @@ def job_of(name: str, title: str, **changes: object) -> JobFile:
     return JobFile.model_validate({**fields, **changes})
 
 
+WAITING = job_of("wear-2", "Tool wear, second season")
+
+
 def make_home(path: Path, *, accepts: bool = True, at: datetime = NOW) -> AgentHome:
     """The home of north-mill: joined, with one job that waits, one that runs and one that is finished."""
     home = AgentHome(path)
@@ -101,7 +105,7 @@ def make_home(path: Path, *, accepts: bool = True, at: datetime = NOW) -> AgentH
         for firm, identity in {"river-mill": RIVER, "harbour-mill": HARBOUR}.items():
             text = pin_firm(text, firm, identity.fingerprint)
         write_file(home.policy_file, text.encode())
-    save(home, job_of("wear-2", "Tool wear, second season"))
+    save(home, WAITING)
     for job in (job_of("heat-1", "Heat dissipation failures"), job_of("wear-1", "Tool wear")):
         save(home, job)
         decide(home, job, Verdict.APPROVED, at)
@@ -199,3 +203,13 @@ def browser(home: AgentHome, leave: LeaveJob | None = None, clock: Callable[[], 
     app = firm_app(home, PORT, access, now=lambda: NOW, leave=leave)
     client = TestClient(app, base_url=ORIGIN, headers={"Origin": ORIGIN}, raise_server_exceptions=False)
     return Browser(home, access, client)
+
+
+def words(html: str) -> str:
+    """What a page says, without its marks."""
+    return unescape(" ".join(re.sub(r"<[^>]+>", " ", html).split()))
+
+
+def files(home: AgentHome) -> dict[Path, bytes]:
+    """Every file of a home, to see that nothing changed."""
+    return {file: file.read_bytes() for file in home.path.rglob("*") if file.is_file()}

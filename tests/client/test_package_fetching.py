@@ -17,7 +17,7 @@ from dure_client.enrolment.join import join
 from dure_client.home import AgentHome, write_file
 from dure_client.ledger import Ledger, read_records
 from dure_client.packages.fetch import fetch, fetch_now, run_errand, wish_file
-from dure_client.packages.shelf import PackageChangedError, PackageError, PackageShelf
+from dure_client.packages.shelf import INSTALLED, PackageChangedError, PackageError, PackageShelf
 from dure_client.policy import allow_model, read_text
 from dure_models.packages import WheelError
 from dure_protocols.ledger import RecordKind
@@ -178,15 +178,17 @@ def test_native_code_comes_in_by_leave_of_the_policy_only(published: ModelRegist
     assert fetch(member, "", Recorder(), {}) == [package.digest]
 
 
-def test_a_package_that_was_put_on_the_allow_list_before_is_installed_when_it_is_fetched(
+def test_fetching_installs_nothing_though_its_code_is_on_the_allow_list(
     published: ModelRegistry, member: AgentHome
 ) -> None:
     package = published.publish(pump().to_bytes())
     text = allow_model(read_text(member.policy_file), "pump", package.manifest.model_digest)
     write_file(member.policy_file, text.encode())
     done = CliRunner().invoke(app, ["model", "fetch", "--home", str(member.path)], env={"COLUMNS": "200"})
-    assert "on the allow-list, and installed" in done.stdout, done.output
-    assert PackageShelf(member.models).verified(package.digest)
+    assert f"dure-agent model show {package.digest} --source" in done.stdout, done.output
+    assert not (PackageShelf(member.models).folder_of(package.digest) / INSTALLED).exists()
+    with pytest.raises(PackageError, match="nobody approved it"):
+        PackageShelf(member.models).verified(package.digest)
 
 
 def test_a_published_file_that_was_damaged_is_not_offered(

@@ -12,12 +12,13 @@ from typer.testing import CliRunner, Result
 
 from dure_client.cli import app
 from dure_client.home import AgentHome, write_file
-from dure_client.jobs.approvals import Verdict, decide, decision_on
+from dure_client.jobs import review
+from dure_client.jobs.approvals import KnownJob, Verdict, decide, decision_on, known_job
 from dure_client.jobs.firm import Firm
 from dure_client.jobs.side import Given
-from dure_client.packages.reading import shown
+from dure_client.packages.admission import JobModel
 from dure_client.packages.shelf import INSTALLED, PACKAGE_FILE, PackageChangedError, PackageError, PackageShelf
-from dure_client.policy import Policy, allow_model, read_text
+from dure_client.policy import Policy, PolicyError, allow_model, read_text
 from dure_client.trainer.client import StatisticsSums, TrainerClient
 from dure_client.trainer.messages import TrainerCode, TrainerError, TrainingSpec
 from dure_client.trainer.process import TrainerPlaces
@@ -196,6 +197,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "byte-code that Python would take for the source": (
         f"{INSTALLED}/logit_model/__pycache__/model.cpython-311.pyc", added,
     ),
+    "the list of files, which is never unpacked": (f"{INSTALLED}/logit_model-1.0.dist-info/RECORD", added),
     "a module beside the package": (f"{INSTALLED}/sitecustomize.py", added),
     "one byte of the fetched file": (PACKAGE_FILE, one_byte),
     "the fetched file taken away": (PACKAGE_FILE, Path.unlink),
@@ -301,6 +303,45 @@ def test_people_read_a_package_and_what_is_new_in_it_and_approve_exactly_that(
     assert said(firm, second) is None
 
 
+def test_what_is_approved_is_the_package_that_was_printed_though_another_fits_better_by_now(
+    monkeypatch: pytest.MonkeyPatch, firm: Firm, home: AgentHome, shelf: PackageShelf, packed: ModelPackage
+) -> None:
+    job = job_of(packed)
+    said(firm, job)
+    shelf.keep(packed.to_bytes(), packed.digest)
+    other = ModelPackage.sign(packed.manifest.model_copy(update={"title": "Other words"}), packed.wheel, AUTHOR)
+    checked = review.check
+
+    def meanwhile(home: AgentHome, known: KnownJob, model: JobModel) -> None:
+        shelf.keep(other.to_bytes(), other.digest)
+        shelf.install(other.digest, NOW)  # goes before what nobody approved yet
+        checked(home, known, model)
+
+    monkeypatch.setattr(review, "check", meanwhile)
+    done = run(home, "approve", job.id)
+    assert done.exit_code == 0, done.output
+    decision = decision_on(home, job)
+    assert decision is not None
+    assert decision.package is not None
+    assert grouped(decision.package) in done.stdout
+
+
+def test_a_job_file_that_changed_while_it_was_read_is_not_approved(
+    firm: Firm, home: AgentHome, shelf: PackageShelf, packed: ModelPackage
+) -> None:
+    job = job_of(packed)
+    said(firm, job)
+    shelf.keep(packed.to_bytes(), packed.digest)
+    found = review.review(home, known_job(home, job.id))
+    changed = job.model_copy(update={"title": "Another job"})
+    (home.job_folder(job.id) / "job.json").write_bytes(changed.to_bytes())
+    with pytest.raises(PolicyError, match="not the job file you reviewed"):
+        review.approve(home, found, NOW)
+    assert decision_on(home, job) is None
+    assert decision_on(home, changed) is None
+    assert not any(each.approved_at for each in shelf.all())
+
+
 def test_approving_again_mends_installed_files_that_were_changed(
     firm: Firm, home: AgentHome, shelf: PackageShelf, packed: ModelPackage
 ) -> None:
@@ -327,10 +368,6 @@ def test_the_allow_list_takes_a_fetched_package_by_its_name(
     job = JobFile.model_validate({**job.model_dump(), **OWN_TERMS})
     write_file(home.policy_file, by_itself(read_text(home.policy_file)).encode())
     assert said(firm, job) is None
-
-
-def test_what_would_act_on_a_terminal_is_written_out() -> None:
-    assert shown("a\x1b[2Jb\u202ec\r\n\td") == "a\\u001b[2Jb\\u202ec\\u000d\n\td"
 
 
 def test_decisions_of_earlier_versions_are_still_read(home: AgentHome) -> None:

@@ -11,14 +11,22 @@ from dure_models.packages import wheel as rules
 from dure_protocols.model_package import ModelPackage
 from tests.model_packages.made import INFORMATION, files, pump, signed, zipped
 
+RECORD = f"{INFORMATION}/RECORD"
+
 
 def check(package: ModelPackage, *, allow_native_code: bool = False) -> dict[str, bytes]:
     return checked_files(package.wheel, package.manifest, allow_native_code=allow_native_code)
 
 
 def test_a_plain_wheel_is_let_in_whole() -> None:
-    assert check(pump()) == files()
+    assert check(pump()) == {path: content for path, content in files().items() if path != RECORD}
     assert sources_of(check(pump()), "pump_model").keys() == {"pump_model/__init__.py"}
+
+
+def test_of_the_list_of_files_that_nothing_checks_no_byte_comes_in() -> None:
+    assert check(pump({RECORD: b"import os"})) == check(pump())
+    inside = {f"pump_model/{RECORD}": b"import os", f"{INFORMATION}/more/RECORD": b"import os"}
+    assert check(pump(inside)) == check(pump()) | inside
 
 
 NATIVE = "native code"
@@ -52,6 +60,7 @@ HELD = {
     ),
     "a source in another encoding": ({"pump_model/a.py": b"# coding: utf-7\n"}, "UTF-8"),
     "a source that is no text": ({"pump_model/a.py": b"\xff\xfe"}, "UTF-8"),
+    "a path that a file system may not take": ({"pump_model/" + "a/" * 92 + "bc.txt": b""}, "at most 200"),
     "a file below a file": ({"pump_model/a": b"", "pump_model/a/b": b""}, "below a file"),
     "two names that differ in case": ({"pump_model/A.py": b"", "pump_model/a.py": b""}, "twice"),
     "no entry point": ({f"{INFORMATION}/entry_points.txt": None}, "missing"),

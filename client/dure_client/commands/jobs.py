@@ -72,17 +72,14 @@ def approve(
 ) -> None:
     """Say yes to a job file and its model package, exactly as they are now. Refused if the policy does not admit it."""
     agent_home, out = AgentHome(home), _out()
-    known = known_job(agent_home, job)
     if digest:
-        deciding.check_digest(known, digest)
-    model = deciding.model_of(agent_home, known, package)
-    deciding.check(agent_home, known, model)
-    if digest:
-        deciding.check_package(known, model, package)
-    if not digest:
-        _print_review(agent_home, deciding.review(agent_home, known, package), out)
-        typer.confirm("Take part in this job?", abort=True)
-    deciding.approve(agent_home, job, known.job.digest().hex(), datetime.now(UTC), model.package or "")
+        found = deciding.reviewed(agent_home, job, digest, package)
+    else:
+        found = deciding.review(agent_home, known_job(agent_home, job), package)
+        if found.refusal is None:
+            _print_review(agent_home, found, out)
+            typer.confirm("Take part in this job?", abort=True)
+    deciding.approve(agent_home, found, datetime.now(UTC))
     out.print(f"[green]✓[/] {job} is approved. A running agent takes it up by itself; otherwise `dure-agent run`.")
 
 

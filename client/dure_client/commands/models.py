@@ -1,6 +1,5 @@
 """`dure-agent model fetch | list | show`, and how `review` shows a model package."""
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -14,7 +13,6 @@ from dure_client.home import AgentHome
 from dure_client.packages.fetch import fetch_now
 from dure_client.packages.looking import SAID, look
 from dure_client.packages.shelf import PackageShelf
-from dure_client.policy import AllowedModel, Policy
 from dure_protocols.job import JobFile
 
 app = typer.Typer(help="Model packages of the consortium's registry.", no_args_is_help=True)
@@ -31,17 +29,14 @@ def fetch(
     home: HomeOption,
     wanted: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name or a package digest; none: all.")] = "",
 ) -> None:
-    """Get packages from the consortium's registry, to be read. Nothing of them runs before you approve it."""
+    """Get packages from the consortium's registry, to be read. None is installed, or runs, before you approve it."""
     agent_home, out = AgentHome(home), _out()
-    shelf, policy = PackageShelf(agent_home.models), Policy.read(agent_home.policy_file)
     digests = fetch_now(agent_home, wanted)
-    for each in (each for each in shelf.all() if each.digest in digests):
+    for each in (each for each in PackageShelf(agent_home.models).all() if each.digest in digests):
         manifest = each.manifest
         out.print(f"[green]✓[/] {manifest.name} {manifest.version} is here: {each.digest}")
-        listed = AllowedModel(name=manifest.name, digest=manifest.model_digest) in policy.allowed_models
-        if listed and each.approved_at is None:  # people put exactly this code on the list, by its digest
-            approve_package(agent_home, each.digest, policy)
-            out.print("  It is on the allow-list, and installed.")
+        if each.approved_at is None:
+            out.print(f"  It is not installed. To read it: dure-agent model show {each.digest} --source")
     if not digests:
         out.print("The registry offers no model package.")
 
@@ -68,12 +63,6 @@ def show(
 ) -> None:
     """Show a package: its manifest, what is new in it, and with --source all of it."""
     print_package(PackageShelf(AgentHome(home).models), package, _out(), source=source)
-
-
-def approve_package(home: AgentHome, digest: str, policy: Policy) -> None:
-    """Install a package, because a person said yes to it. Raises PackageError, WheelError."""
-    shelf = PackageShelf(home.models)
-    shelf.install(digest, datetime.now(UTC), allow_native_code=policy.allow_native_code)
 
 
 def print_package(

@@ -1,5 +1,6 @@
 """`dure-agent policy show|explain|check|init|allow`: what this firm consents to."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -8,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dure_client.commands.join import HomeOption
-from dure_client.commands.models import approve_package
 from dure_client.home import AgentHome, write_file
 from dure_client.jobs import review
 from dure_client.jobs.approvals import approved_by_people, known_job
@@ -128,12 +128,14 @@ def allow(
     model: Annotated[str, typer.Argument(help="The model's name.")],
     home: HomeOption,
     digest: Annotated[str, typer.Option("--digest", help="Of its code; without it, of what is installed here.")] = "",
+    package: Annotated[str, typer.Option("--package", help="A fetched package's digest, where several fit.")] = "",
 ) -> None:
     """Put a model on the allow-list, bound to the digest of its code; a package that was fetched is installed."""
     agent_home, installed = AgentHome(home), installed_models()
-    if model not in installed and (fetched := _fetched(agent_home, model, digest)) is not None:
-        digest = fetched.manifest.model_digest
-        approve_package(agent_home, fetched.digest, Policy.read(agent_home.policy_file))
+    fetched = _fetched(agent_home, model, digest, package) if package or model not in installed else None
+    if fetched is not None:
+        digest, native = fetched.manifest.model_digest, Policy.read(agent_home.policy_file).allow_native_code
+        PackageShelf(agent_home.models).install(fetched.digest, datetime.now(UTC), allow_native_code=native)
     if not digest and model not in installed:
         known = ", ".join(installed) or "none"
         raise PolicyError(
@@ -147,11 +149,25 @@ def allow(
     _out().print(f"[green]✓[/] {escape(model)} is allowed with digest {grouped(wanted)}.")
 
 
-def _fetched(home: AgentHome, model: str, digest: str) -> Shelved | None:
-    """The one fetched package that offers the model, with that digest of its code if one is given."""
+def _fetched(home: AgentHome, model: str, digest: str, package: str) -> Shelved | None:
+    """The one fetched package that offers the model, with that digest of its code, or its own, if they are given.
+
+    None if there is none and none was named. Raises PolicyError if several fit: one is installed that people have read.
+    """
     named = [each for each in PackageShelf(home.models).all() if each.manifest.name == model]
-    found = [each for each in named if not digest or same_fingerprint(digest, each.manifest.model_digest)]
-    if len({each.manifest.model_digest for each in found}) > 1:
-        listed = "".join(f"\n  - {each.manifest.version}: --digest {each.manifest.model_digest}" for each in found)
-        raise PolicyError(f"several packages of the model {model!r} are here; say which code you mean:{listed}")
+    fitting = [each for each in named if not digest or same_fingerprint(digest, each.manifest.model_digest)]
+    found = [each for each in fitting if not package or same_fingerprint(package, each.digest)]
+    if package and not found:
+        raise PolicyError(
+            f"no fetched package {package[:80]!r} offers the model {model!r} with that code; `dure-agent model list` "
+            "shows what is here"
+        )
+    if len(found) > 1:
+        listed = "".join(
+            f"\n  - {each.manifest.version} by {each.manifest.author}: --package {each.digest}" for each in found
+        )
+        raise PolicyError(
+            f"several packages of the model {model!r} are here; read them with `dure-agent model show DIGEST "
+            f"--source`, then say which you mean:{listed}"
+        )
     return found[0] if found else None

@@ -75,7 +75,8 @@ def installed_models() -> dict[str, str]:
 def review(home: AgentHome, known: KnownJob, package: str = "") -> Review:
     """Look at a job. package: which model package, by digest, where several fit.
 
-    Raises HomeError, PolicyError for a policy that cannot be read, ContractError, PackageError.
+    Raises HomeError, PolicyError for a policy that cannot be read, ContractError, RefusedError(MODEL_DIGEST) if the
+    package is not here whole.
     """
     policy, own, job, given = Policy.read(home.policy_file), home.config().firm, known.job, read_vouches(home)
     members = tuple(
@@ -119,8 +120,41 @@ def check(home: AgentHome, known: KnownJob, model: JobModel | None = None) -> No
     )
 
 
-def check_digest(known: KnownJob, digest: str) -> None:
-    """Whether the job file is the one that was reviewed. Raises PolicyError."""
+def reviewed(home: AgentHome, job: str, digest: str, package: str = "") -> Review:
+    """The review of a job that people have read before, of which they name what they read.
+
+    digest: the job file's SHA-256, hex, in any grouping; package: the package's, "" for a model that comes with Dure.
+    Raises PolicyError if the job file or its model package is not the one named, ApprovalError, and as `review`.
+    """
+    known = known_job(home, job)
+    _check_digest(known, digest)
+    found = review(home, known, package)
+    _check_package(job, found.model, package)
+    return found
+
+
+def approve(home: AgentHome, found: Review, now: datetime) -> None:
+    """Say yes to a job file and its model package, exactly those of a review that people read; install the package.
+
+    Raises RefusedError if the policy did not admit the job, PolicyError if its file was changed since, ApprovalError,
+    PackageError, WheelError.
+    """
+    job, package = found.known.job, found.model.package
+    if found.refusal is not None:
+        raise found.refusal
+    _check_digest(known_job(home, job.id), job.digest().hex())
+    if package is not None:
+        native = Policy.read(home.policy_file).allow_native_code
+        PackageShelf(home.models).install(package, now, allow_native_code=native)
+    decide(home, job, Verdict.APPROVED, now, package=package)
+
+
+def reject(home: AgentHome, job: str, now: datetime) -> None:
+    """Say no to a job; `approve` takes that back. Raises ApprovalError."""
+    decide(home, known_job(home, job).job, Verdict.REJECTED, now)
+
+
+def _check_digest(known: KnownJob, digest: str) -> None:
     job, own = known.job.id, known.job.digest().hex()
     if not same_fingerprint(digest, own):
         raise PolicyError(
@@ -129,9 +163,7 @@ def check_digest(known: KnownJob, digest: str) -> None:
         )
 
 
-def check_package(known: KnownJob, model: JobModel, package: str) -> None:
-    """Whether the package that was reviewed is the job's; "" for a model that comes with Dure. Raises PolicyError."""
-    job = known.job.id
+def _check_package(job: str, model: JobModel, package: str) -> None:
     if model.package is not None and package != model.package:
         raise PolicyError(
             f"job {job!r} runs a model package, and a yes is for exactly one that was reviewed: run `dure-agent review "
@@ -142,25 +174,3 @@ def check_package(known: KnownJob, model: JobModel, package: str) -> None:
             f"job {job!r} runs no model package here: its model is installed with Dure. Run `dure-agent review {job}` "
             "again"
         )
-
-
-def approve(home: AgentHome, job: str, digest: str, now: datetime, package: str = "") -> None:
-    """Say yes to a job file and its model package, exactly as they were reviewed.
-
-    digest: the job file's SHA-256, hex, in any grouping; package: the package's, "" for a model that comes with Dure.
-    Raises ApprovalError, PolicyError, RefusedError, HomeError, PackageError.
-    """
-    known = known_job(home, job)
-    check_digest(known, digest)
-    model = model_of(home, known, package)
-    check(home, known, model)
-    check_package(known, model, package)
-    if model.package is not None:
-        native = Policy.read(home.policy_file).allow_native_code
-        PackageShelf(home.models).install(model.package, now, allow_native_code=native)
-    decide(home, known.job, Verdict.APPROVED, now, package=model.package)
-
-
-def reject(home: AgentHome, job: str, now: datetime) -> None:
-    """Say no to a job; `approve` takes that back. Raises ApprovalError."""
-    decide(home, known_job(home, job).job, Verdict.REJECTED, now)

@@ -101,17 +101,21 @@ class PackageShelf:
     def install(self, digest: str, now: datetime, *, allow_native_code: bool = False) -> None:
         """Unpack a package because the firm's people said yes to it; again if what lies here was changed since.
 
-        No installer runs, nothing of the package does. Raises PackageError, WheelError.
+        No installer runs, nothing of the package does. What lies here stays until the new files are whole. Raises
+        PackageError, WheelError, OSError.
         """
         package = self.package(digest)
         check_free_names(package.manifest)
         files = checked_files(package.wheel, package.manifest, allow_native_code=allow_native_code)
         folder = self.folder_of(digest)
-        aside = folder / f"{INSTALLED}.new"
-        for old in (aside, folder / INSTALLED):
-            shutil.rmtree(old, ignore_errors=True)
+        installed, aside, gone = (folder / f"{INSTALLED}{end}" for end in ("", ".new", ".old"))
+        for rest in (aside, gone):
+            shutil.rmtree(rest, ignore_errors=True)
         write_files(aside, files)
-        aside.rename(folder / INSTALLED)
+        if installed.exists():
+            installed.rename(gone)
+        aside.rename(installed)
+        shutil.rmtree(gone, ignore_errors=True)
         write_file(folder / APPROVED_FILE, now.astimezone(UTC).isoformat().encode())
 
     def verified(self, digest: str) -> Path:

@@ -44,7 +44,8 @@ class Request:
 def approve(request: Request) -> Notice:
     """`dure-agent approve JOB --digest DIGEST --package PACKAGE`, the last for a job with a model package."""
     digest, package = request.form.get("digest", ""), request.form.get("package", "")
-    review.approve(request.home, request.form.get("job", ""), digest, request.now, package)
+    found = review.reviewed(request.home, request.form.get("job", ""), digest, package)
+    review.approve(request.home, found, request.now)
     return Notice("approved", request.job)
 
 

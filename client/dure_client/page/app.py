@@ -36,6 +36,7 @@ from dure_protocols.identity import grouped
 ASSETS: Final = Path(__file__).parent / "assets"
 COOKIE: Final = "dure-firm-page"
 MAX_FORM_BYTES: Final = 4096
+MAX_FIELDS: Final = 16
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 
 Show = Callable[[Session, Request], Response]
@@ -176,7 +177,7 @@ def firm_app(
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a small form; nothing of one that is too large, or no form."""
+    """The fields of a small form; nothing of one that is too large or has too many fields, or no form."""
     if request.headers.get("content-type", "").partition(";")[0] != _FORM_TYPE:
         return {}
     body = bytearray()
@@ -184,7 +185,10 @@ async def _form(request: Request) -> dict[str, str]:
         body += chunk
         if len(body) > MAX_FORM_BYTES:
             return {}
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=16))
+    try:
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+    except ValueError:
+        return {}
 
 
 def _place(act: str, job: str) -> str:

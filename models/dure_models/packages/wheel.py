@@ -21,6 +21,7 @@ from dure_models.registry import GROUP
 from dure_protocols.model_package import ModelManifest
 
 MAX_FILES = 500
+MAX_PATH_CHARACTERS = 200
 MAX_UNPACKED_BYTES = 64 << 20
 MAX_METADATA_BYTES = 256 << 10
 PROVIDED = frozenset({"dure", "numpy", "polars", "pydantic", "torch"})
@@ -42,13 +43,15 @@ class WheelError(ModelsError):
 def checked_files(wheel: bytes, manifest: ModelManifest, *, allow_native_code: bool = False) -> dict[str, bytes]:
     """The files of a package's wheel, each by its path. Raises WheelError.
 
-    (1) It is a zip file of plain files, not many, not large once unpacked, each with a plain relative path of its own.
+    (1) It is a zip file of plain files, not many, not large once unpacked, each with a short plain path of its own.
     (2) All lie in the folder of the manifest's module or in one .dist-info: no .data, no scripts, no other module.
     (3) No path configuration, no byte-code, no archive, and no native code unless `allow_native_code`.
     (4) Python sources are UTF-8, so that what is read is what runs.
     (5) It offers the manifest's model by its one entry point, and nothing else by any.
     (6) It requires nothing that is not there anyway.
     (7) The code has the manifest's model digest: with this version of Dure, it is what jobs will name.
+    The wheel's RECORD (in its .dist-info) is not among them: nothing here checks it or needs it, so no byte of it is
+    shown, compared or unpacked.
     The caller MUST have checked the manifest's signature and the wheel's SHA-256 (`ModelPackage.from_bytes` does).
     """
     files = dict(_unzipped(wheel))  # (1)
@@ -67,6 +70,7 @@ def checked_files(wheel: bytes, manifest: ModelManifest, *, allow_native_code: b
             f"{manifest.model_digest[:16]}… under Dure {manifest.dure_version}: it was packed for another version of "
             "Dure; ask its author to pack it again"
         )
+    files.pop(f"{metadata}/RECORD", None)
     return files
 
 
@@ -105,6 +109,11 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
     if not all(_PART.fullmatch(part) for part in name.split("/")) or name != entry.orig_filename:
         raise WheelError(
             f"the wheel holds {name!r}: a plain path below the package was expected, of letters, digits and . _ + -"
+        )
+    if len(name) > MAX_PATH_CHARACTERS:
+        raise WheelError(
+            f"the wheel holds {name[:60]!r}…, a path of {len(name)} characters; it may have at most "
+            f"{MAX_PATH_CHARACTERS}, as a file system may not take more"
         )
     if kind not in {0, stat.S_IFREG}:
         raise WheelError(f"the wheel holds {name!r}, which is a link or a device; only plain files are let in")

@@ -1,10 +1,8 @@
-"""The firm's own page: who may look, what a foreign request gets, and that each button does what its command does."""
+"""The firm's own page: what it shows, and that each button does what its command does."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html import unescape
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,7 @@ from dure_client.jobs.refusals import note_refusal
 from dure_client.ledger import Ledger
 from dure_client.packages.looking import look
 from dure_client.packages.shelf import PackageShelf
-from dure_client.page.access import CODE_SECONDS, SESSION_SECONDS, Access
-from dure_client.page.acts import ACTS
-from dure_client.page.app import COOKIE, MAX_FORM_BYTES
+from dure_client.page.access import Access
 from dure_client.page.left import LedgerAccount
 from dure_client.page.serve import PageError, serve
 from dure_client.policy import Policy
@@ -31,180 +27,21 @@ from dure_protocols.vouching import Vouch
 from tests.client.page_firm import (
     HARBOUR,
     NOW,
-    ORIGIN,
     OWN,
-    PORT,
     PUMP_SOURCE,
     RIVER,
+    WAITING,
     Browser,
     browser,
     entry_of,
+    files,
     job_of,
     make_home,
     offer_package,
     save,
+    words,
 )
-from tests.model_packages.made import files as package_files
 from tests.model_packages.made import pump
-
-PAGES = ("/", "/left", "/jobs/wear-2")
-POSTS = (*(f"/acts/{name}" for name in ACTS), "/sign-out")
-WAITING = job_of("wear-2", "Tool wear, second season")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_home(tmp_path_factory.mktemp("made") / "home").path
-
-
-@pytest.fixture
-def home(made: Path, tmp_path: Path) -> AgentHome:
-    shutil.copytree(made, tmp_path / "home")
-    return AgentHome(tmp_path / "home")
-
-
-@pytest.fixture
-def stranger(home: AgentHome) -> Browser:
-    return browser(home)
-
-
-@pytest.fixture
-def person(stranger: Browser) -> Browser:
-    stranger.sign_in()
-    return stranger
-
-
-def words(html: str) -> str:
-    return unescape(" ".join(re.sub(r"<[^>]+>", " ", html).split()))
-
-
-def files(home: AgentHome) -> dict[Path, bytes]:
-    return {file: file.read_bytes() for file in home.path.rglob("*") if file.is_file()}
-
-
-# Who may look
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_without_a_session_there_is_only_the_sign_in(stranger: Browser, path: str) -> None:
-    answer = stranger.client.get(path, follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
-    assert "north-mill" not in stranger.client.get(path).text
-
-
-def test_the_code_opens_one_session_and_is_spent(stranger: Browser) -> None:
-    code = {"code": stranger.access.code.lower().replace("-", " ")}
-    answer = stranger.client.post("/sign-in", data=code, follow_redirects=False)
-    cookie = answer.headers["set-cookie"]
-    assert cookie.startswith(f"{COOKIE}=")
-    assert all(each in cookie for each in ("HttpOnly", "SameSite=strict", "Path=/"))
-    assert "Max-Age" not in cookie  # gone with the browser
-    assert "north-mill" in stranger.client.get("/").text
-    stranger.client.cookies.clear()
-    assert stranger.client.post("/sign-in", data=code).status_code == 403
-
-
-@pytest.mark.parametrize("code", ["", "A" * 16, "ÄÖÜ", "A" * 4000])
-def test_a_wrong_code_opens_nothing(stranger: Browser, code: str) -> None:
-    answer = stranger.client.post("/sign-in", data={"code": code})
-    assert answer.status_code == 403
-    assert "set-cookie" not in answer.headers
-
-
-def test_code_and_session_end(home: AgentHome) -> None:
-    seconds = [0.0]
-    late = browser(home, clock=lambda: seconds[0])
-    seconds[0] = CODE_SECONDS
-    assert late.client.post("/sign-in", data={"code": late.access.code}).status_code == 403
-    seconds[0] = 0.0
-    late.sign_in()
-    seconds[0] = SESSION_SECONDS
-    assert "Is it you?" in late.client.get("/").text
-
-
-def test_a_closed_page_stays_closed(person: Browser) -> None:
-    cookie = person.client.cookies[COOKIE]
-    person.client.post("/sign-out", data={"token": person.token()})
-    person.client.cookies.set(COOKIE, cookie)
-    assert "Is it you?" in person.client.get("/").text
-
-
-def test_nothing_secret_is_in_a_repr() -> None:
-    access = Access()
-    session = access.enter(access.code)
-    assert session is not None
-    assert session.key not in repr(session)
-    assert session.token not in repr(session)
-
-
-# Foreign requests
-
-
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", f"127.0.0.1.evil.example:{PORT}", "127.0.0.1:9999", ""])
-def test_a_request_for_another_host_is_refused(person: Browser, host: str) -> None:
-    for path in (*PAGES, "/sign-in", "/assets/look.css"):
-        answer = person.client.get(path, headers={"host": host})
-        assert answer.status_code == 421
-        assert "north-mill" not in answer.text
-
-
-FOREIGN = {
-    "another site": {"origin": "http://evil.example"},
-    "another port of this machine": {"origin": "http://127.0.0.1:9999"},
-    "another name of this machine": {"origin": f"http://localhost:{PORT}"},
-    "a page that hides where it is": {"origin": "null"},
-    "nobody": {"origin": ""},
-    "a browser that knows better": {"origin": ORIGIN, "sec-fetch-site": "same-site"},
-}
-
-
-@pytest.mark.parametrize("headers", FOREIGN.values(), ids=FOREIGN)
-def test_an_act_from_elsewhere_does_nothing(person: Browser, headers: dict[str, str]) -> None:
-    form, before = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}, files(person.home)
-    for path in (*POSTS, "/sign-in"):
-        assert person.client.post(path, data=form, headers=headers).status_code == 403
-    assert files(person.home) == before
-    assert "north-mill" in person.client.get("/").text
-
-
-@pytest.mark.parametrize("wrong", ["no session", "no token", "another session's token", "no form", "too large"])
-def test_an_act_wants_the_session_and_its_token(person: Browser, wrong: str) -> None:
-    good = {"token": person.token(), "job": "wear-2", "digest": WAITING.digest().hex()}
-    sent: dict[str, dict[str, str]] = {
-        "no session": {"data": good},
-        "no token": {"data": good | {"token": ""}},
-        "another session's token": {"data": good | {"token": "00" * 32}},
-        "no form": {"json": good},
-        "too large": {"data": good | {"more": "x" * MAX_FORM_BYTES}},
-    }
-    before = files(person.home)
-    if wrong == "no session":
-        person.client.cookies.clear()
-    for path in POSTS:
-        assert person.client.post(path, **sent[wrong]).status_code == 403
-    assert files(person.home) == before
-
-
-def test_looking_changes_nothing(person: Browser) -> None:
-    before = files(person.home)
-    for path in POSTS:
-        assert person.client.get(path, params={"token": person.token(), "job": "wear-2"}).status_code == 405
-    for path in PAGES:
-        assert person.client.get(path).status_code == 200
-    assert files(person.home) == before  # the ledger, too: nobody was asked anything
-
-
-def test_the_policy_allows_nothing_from_elsewhere(person: Browser) -> None:
-    answer = person.client.get("/")
-    policy = answer.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
-    assert "form-action 'self'" in policy
-    assert "unsafe" not in policy
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["referrer-policy"] == "same-origin"
-    assert not re.search(r"(src|href)=\"(https?:)?//", answer.text)
-    assert not re.search(r"<script(?![^>]*src=)| style=| on\w+=", answer.text)
-
 
 # What it shows
 
@@ -270,9 +107,12 @@ def test_a_job_with_a_package_shows_all_that_review_shows_of_it(person: Browser)
         *("New since 0.9", '- "version": "0.9"', "pump_model/__init__.py", "only the source shows what the code does"),
     ):
         assert expected in text
-    collapsed = re.findall(r"<details(?![^>]* open)", html)
-    assert len(collapsed) == len(package_files())
-    for path in package_files():
+    collapsed, paths = (
+        re.findall(r"<details(?![^>]* open)", html),
+        PackageShelf(person.home.models).files(package.digest),
+    )
+    assert len(collapsed) == len(paths)
+    for path in paths:
         assert path in text
 
 
