@@ -39,16 +39,18 @@ class Agreed(BaseModel):
         return f"{self.name}, version {self.version} ({self.sha256[:16]}…)"
 
 
-def novelties(job: JobFile, before: Sequence[JobFile]) -> dict[Asks, str]:
-    """What of a job was in none that a person approved before, each in words."""
+def novelties(job: JobFile, before: Sequence[JobFile], own: str = "") -> dict[Asks, str]:
+    """What of a job was in none that a person approved before, each in words. own: this firm, which is not told of."""
     found = {}
     if (job.model.name, job.model.digest) not in {(old.model.name, old.model.digest) for old in before}:
         found[Asks.NEW_MODEL] = f"the model {job.model.name!r} is new in this version ({job.model.digest[:16]}…)"
     known = {firm for old in before for firm in old.firms.items()}
-    if new := sorted(name for name, key in job.firms.items() if (name, key) not in known):
+    if new := sorted(name for name, key in job.firms.items() if (name, key) not in known and name != own):
         found[Asks.NEW_FIRM] = f"new in the roster, or with another key: {', '.join(new)}"
     if job.agreement not in {old.agreement for old in before}:
-        found[Asks.NEW_AGREEMENT] = f"the agreement is new: {job.agreement or 'none'}"
+        found[Asks.NEW_AGREEMENT] = (
+            f"the agreement is new: {job.agreement}" if job.agreement else "no agreement is named"
+        )
     smallest = min((old.minimum_cohort for old in before), default=job.minimum_cohort)
     if job.minimum_cohort < smallest:
         found[Asks.WEAKER_COHORT] = f"sums of {job.minimum_cohort} firms, of at least {smallest} before"

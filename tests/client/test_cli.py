@@ -121,6 +121,8 @@ def test_from_a_proposal_to_an_approval(home: AgentHome) -> None:
     assert stored is not None
     assert stored.verdict is Verdict.APPROVED
     assert "approved" in run(home, "jobs").stdout
+    assert "To take part" in reviewed
+    assert "Here it is approved" in run(home, "review", "job-1").stdout
     assert run(home, "reject", "job-1").exit_code == 0
     assert known_job(home, "job-1").state == "rejected"
 
@@ -161,8 +163,9 @@ def test_states_follow_the_job_folder(home: AgentHome) -> None:
         alone=ModelReport(validation={"rmse": 1.0}, test=both), federated=ModelReport(validation=both, test=both),
     )  # fmt: skip
     result.write(folder / "result.json")
-    shown = run(home, "jobs").stdout
+    shown = " ".join(run(home, "jobs").stdout.split())
     assert "finished" in shown
+    assert "rmse on validation rows, which decide 1 2" in shown
     assert "the alone model" in shown
 
 
@@ -192,8 +195,13 @@ def test_the_better_model_on_validation_rows_is_kept(
 def test_accept_pins_a_firm_and_guards_the_pin(home: AgentHome) -> None:
     assert run(home, "accept", "lee", LEE.fingerprint).exit_code == 0
     assert "--replace" in fails(home, "accept", "lee", PARK.fingerprint)
-    assert run(home, "accept", "lee", PARK.fingerprint, "--replace").exit_code == 0
-    assert Policy.read(home.policy_file).firms == {"lee": PARK.fingerprint}
+    replaced = run(home, "accept", "lee", PARK.fingerprint, "--replace")
+    assert replaced.exit_code == 0
+    assert f"gives lee another key, {grouped(LEE.fingerprint)}" in replaced.stdout
+    assert "job-1 has no firm le: kim, lee, park" in run(home, "accept", "le", LEE.fingerprint).stdout
+    assert "job" not in run(home, "accept", "park", PARK.fingerprint).stdout
+    pinned = {"lee": PARK.fingerprint, "le": LEE.fingerprint, "park": PARK.fingerprint}
+    assert Policy.read(home.policy_file).firms == pinned
     assert home.policy_file.stat().st_mode & 0o777 == 0o600
     shown = run(home, "policy", "show").stdout
     assert grouped(PARK.fingerprint) in shown

@@ -19,7 +19,8 @@ from dure_client.jobs.results import JobResult, ResultError
 from dure_client.packages.shelf import PackageShelf
 from dure_client.policy import pin_firm, read_text
 from dure_models.contract import DataContract
-from dure_protocols.identity import grouped
+from dure_protocols.identity import fingerprint as fingerprint_of
+from dure_protocols.identity import grouped, same_fingerprint
 from dure_protocols.job import JobFile
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `dure-agent jobs` lists it.")]
@@ -96,10 +97,17 @@ def accept(
     replace: Annotated[bool, typer.Option("--replace", help="The firm confirmed that it has a new key.")] = False,
 ) -> None:
     """Accept another firm by the fingerprint of its identity key, compared over a way of your own."""
-    file = AgentHome(home).policy_file
+    agent_home, out = AgentHome(home), _out()
+    file = agent_home.policy_file
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_file(file, pin_firm(read_text(file), firm, fingerprint, replace=replace).encode())
-    _out().print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
+    out.print(f"[green]✓[/] {firm} is accepted. Jobs with it pass if they give it exactly this key.")
+    for known in known_jobs(agent_home):
+        key = known.job.identities().get(firm)
+        if key is None:
+            out.print(f"[yellow]The job {known.job.id} has no firm {firm}[/]: {', '.join(sorted(known.job.firms))}.")
+        elif not same_fingerprint(fingerprint, fingerprint_of(key)):
+            out.print(f"[yellow]The job {known.job.id} gives {firm} another key[/], {grouped(fingerprint_of(key))}.")
 
 
 def _print_refusal(home: AgentHome, known: KnownJob, out: Console) -> None:
@@ -141,13 +149,16 @@ def _print_review(home: AgentHome, found: deciding.Review, out: Console, *, sour
     out.print(deciding.PRIVACY, style="dim")
     for words in found.novelties:
         out.print(f"[yellow]New here:[/] {escape(words)}")
-    _print_refusal(home, known, out)
+    if found.refusal is None or found.last_refused is None or found.last_refused.reason != str(found.refusal):
+        _print_refusal(home, known, out)
     if found.model.package is not None:
         print_package(PackageShelf(home.models), found.model.package, out, source=source, job=job)
     if found.refusal is not None:
         out.print(f"[red]The policy refuses it ({found.refusal.code}):[/] {escape(str(found.refusal))}")
-    else:
+    elif known.state in {"proposed", "rejected"}:
         out.print(f"[green]The policy admits it.[/] To take part: dure-agent approve {job.id}")
+    else:
+        out.print(f"[green]The policy admits it.[/] Here it is {known.state}.")
 
 
 def _columns(contract: DataContract) -> Table:
@@ -173,14 +184,19 @@ def _print_result(home: AgentHome, known: KnownJob, out: Console) -> None:
         result = JobResult.read(home.job_folder(known.job.id) / "result.json")
     except ResultError:
         return
-    names = sorted(set(result.alone.test) | set(result.federated.test))
+    metric, alone, federated = result.primary_metric, result.alone, result.federated
+    names = sorted(set(alone.test) | set(federated.test))
     table = Table(
         "On this firm's own test rows", "alone", "federated", box=None, header_style="dim", title=known.job.id
     )
     for name in names:
-        table.add_row(name, _number(result.alone.test.get(name)), _number(result.federated.test.get(name)))
+        table.add_row(name, _number(alone.test.get(name)), _number(federated.test.get(name)))
+    decided = _number(alone.validation.get(metric)), _number(federated.validation.get(metric))
+    table.add_row(f"{metric} on validation rows, which decide", *decided)
     out.print(table)
-    out.print(f"Kept, as chosen on validation rows by {result.primary_metric}: the {result.keeps} model.")
+    out.print(f"Kept, as chosen on validation rows by {metric}: the {result.keeps} model.")
+    if result.is_other_way_round_on_test:
+        out.print("[dim]On the test rows it is the other way round: the two are close, or the rows few.[/]")
 
 
 def _number(value: float | None) -> str:

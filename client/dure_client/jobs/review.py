@@ -10,7 +10,7 @@ from datetime import datetime
 from dure_client.consent import novelties
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import KnownJob, Verdict, approved_by_people, decide, known_job
-from dure_client.jobs.refusals import KeptRefusal, last_refusal
+from dure_client.jobs.refusals import KeptRefusal, forget_refusal, last_refusal
 from dure_client.packages.admission import JobModel, job_model
 from dure_client.packages.shelf import PackageShelf
 from dure_client.policy import Policy, PolicyError
@@ -94,7 +94,7 @@ def review(home: AgentHome, known: KnownJob, package: str = "") -> Review:
         check(home, known, model)
     except RefusedError as error:
         refusal = error
-    new = tuple(novelties(job, approved_by_people(home, but=job.id)).values())
+    new = tuple(novelties(job, approved_by_people(home, but=job.id), own).values())
     return Review(known, DataContract.of(job.contract), members, model, refusal, new, last_refusal(home, job.id))
 
 
@@ -147,6 +147,7 @@ def approve(home: AgentHome, found: Review, now: datetime) -> None:
         native = Policy.read(home.policy_file).allow_native_code
         PackageShelf(home.models).install(package, now, allow_native_code=native)
     decide(home, job, Verdict.APPROVED, now, package=package)
+    forget_refusal(home, job.id)  # it was about what is decided now
 
 
 def reject(home: AgentHome, job: str, now: datetime) -> None:
