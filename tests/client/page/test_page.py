@@ -11,6 +11,7 @@ from dure_client import absence
 from dure_client.home import AgentHome
 from dure_client.jobs.approvals import Verdict, decision_on
 from dure_client.jobs.refusals import note_refusal
+from dure_client.jobs.results import JobResult, ModelReport
 from dure_client.ledger import Ledger
 from dure_client.packages.looking import look
 from dure_client.packages.shelf import PackageShelf
@@ -55,6 +56,17 @@ def test_the_first_page_tells_everything_at_a_glance(person: Browser) -> None:
         *("dure-agent leave --consortium", "valid until"),
     ):
         assert expected in text
+
+
+def test_the_gain_says_so_where_the_test_rows_disagree_with_the_choice(person: Browser) -> None:
+    file = person.home.job_folder("wear-1") / "result.json"
+    result = JobResult.read(file)
+    own = ModelReport(validation={"pr_auc": 0.9}, test=result.alone.test)
+    result.model_copy(update={"alone": own}).write(file)
+    text = words(person.client.get("/").text)
+    assert "You keep your own model , the better one on the validation rows" in text
+    assert "On the test rows below it is the other way round" in text
+    assert "is better here" not in text
 
 
 def test_a_job_shows_what_review_shows(person: Browser) -> None:
