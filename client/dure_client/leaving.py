@@ -18,7 +18,7 @@ from pathlib import Path
 from dure_client.home import AgentHome, HomeError, write_file
 from dure_client.jobs.approvals import LEAVE_FILE, ApprovalError, KnownJob, Verdict, decide, known_job
 from dure_client.ledger import read_records
-from dure_client.ledger_export import export
+from dure_client.ledger_export import LAST_EXPORT, export
 from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError
 from dure_protocols.frames import Envelope, Place
@@ -26,7 +26,6 @@ from dure_protocols.leaving import EVERY_JOB, Leave, LeaveReceipt, Runs, runs_of
 from dure_protocols.ledger import RecordKind
 
 RECEIPT_FILE = "leave-receipt.bin"
-LAST_EXPORT = "at-leaving.jsonl"
 
 
 class LeavingError(DureError):

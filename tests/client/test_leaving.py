@@ -23,7 +23,6 @@ from dure_client.jobs.firm import Firm
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.side import Given
 from dure_client.leaving import (
-    LAST_EXPORT,
     LeavingError,
     Remains,
     check_is_member,
@@ -37,7 +36,7 @@ from dure_client.leaving import (
     what_remains,
 )
 from dure_client.ledger import Ledger
-from dure_client.ledger_export import verify_export
+from dure_client.ledger_export import LAST_EXPORT, verify_export
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkTimeoutError
 from dure_protocols.certificates import Authority, new_tls_key

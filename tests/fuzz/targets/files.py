@@ -152,8 +152,8 @@ def _ledger_targets() -> Iterator[Target]:
     file = folder / "ledger.jsonl"
     refused = (LedgerError,)
     file.write_bytes(b"".join(lines))
-    export(file, folder / "export", "kim", OWN, b"")
-    exported = (folder / "export").read_bytes()
+    export(file, left := scratch("export") / "left.jsonl", "kim", OWN, b"")
+    exported = left.read_bytes()
     whole = [b"".join(lines), lines[0], b""]
     verify = FromFile(file, lambda: verify_file(file, OWN.public_bytes))
     yield Target("ledger/file", verify, refused, whole, 0, mutators=JSON, base_bytes=LEDGER_BYTES)
