@@ -193,6 +193,12 @@ def test_what_would_loosen_or_break_the_unit_is_refused_with_what_to_take(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("home", ["/", "/srv/a\n<executable>"])
+def test_what_cannot_stand_in_a_windows_definition_is_refused(tmp_path: Path, home: str) -> None:
+    result = run("install", "--platform", "windows", "--root", str(tmp_path), "--home", home)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+
+
 @pytest.mark.parametrize("name", ["mill", "_mill", "Mill-2", "m_1"])
 def test_a_user_with_a_name_is_taken(tmp_path: Path, name: str) -> None:
     assert f"User={name}" in written(tmp_path, "--user", name).splitlines()

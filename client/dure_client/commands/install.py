@@ -148,7 +148,7 @@ def _check_path(path: PurePath, platform: Platform) -> None:
             f"{str(path)!r} cannot stand in a unit: take a folder whose path has only letters, digits and /._-, "
             "without '..', and is not / itself"
         )
-    if not str(path).isprintable():
+    if not str(path).isprintable() or path == path.parent:
         raise HomeError(f"{str(path)!r} cannot stand in a service's definition: take a folder with a printable name")
 
 
