@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dure_client.home import AgentHome, HomeError, write_file
-from dure_client.jobs.approvals import ApprovalError, KnownJob, Verdict, decide, known_job
+from dure_client.jobs.approvals import LEAVE_FILE, ApprovalError, KnownJob, Verdict, decide, known_job
 from dure_client.ledger import read_records
-from dure_client.ledger_export import export
+from dure_client.ledger_export import LAST_EXPORT, export
 from dure_client.trees import remove_tree
 from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError
@@ -25,8 +25,7 @@ from dure_protocols.frames import Envelope, Place
 from dure_protocols.leaving import EVERY_JOB, Leave, LeaveReceipt, Runs, runs_of
 from dure_protocols.ledger import RecordKind
 
-LEAVE_FILE, RECEIPT_FILE = "leave.bin", "leave-receipt.bin"
-LAST_EXPORT = "at-leaving.jsonl"
+RECEIPT_FILE = "leave-receipt.bin"
 
 
 class LeavingError(DureError):

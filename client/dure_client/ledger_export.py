@@ -22,6 +22,12 @@ from dure_protocols.ledger import Head, LedgerError, LedgerRecord
 
 EXPORT_FORMAT: Final = "dure-ledger-2"
 EXPORT_LABEL: Final = "dure ledger export"
+LAST_EXPORT: Final = "at-leaving.jsonl"
+"""The one export beside the ledger: the last, before a firm's keys are erased."""
+
+
+class ExportError(DureError):
+    """An export cannot be where it was asked for: it would destroy the ledger, or itself."""
 
 
 @dataclass
@@ -46,7 +52,8 @@ class Export:
 
 
 def export(ledger: Path, target: Path, firm: str, identity: Identity, root_der: bytes) -> Export:
-    """Write a firm's ledger as one file. Raises LedgerError, and leaves no file, if it does not hold."""
+    """Write a firm's ledger as one file. Raises LedgerError, and leaves no file, if it does not hold; ExportError."""
+    check_target(ledger, target)
     aside = target.with_name(target.name + ".new")
     try:
         with aside.open("wb") as file:
@@ -56,6 +63,16 @@ def export(ledger: Path, target: Path, firm: str, identity: Identity, root_der: 
     finally:
         aside.unlink(missing_ok=True)
     return made
+
+
+def check_target(ledger: Path, target: Path) -> None:
+    """Whether a file may be written there. Raises ExportError for a folder, and for what is beside the ledger."""
+    if target.is_dir():
+        raise ExportError(f"{target} is a folder: name a file in it, such as {target / 'left.jsonl'}")
+    own = {ledger.parent.resolve(), ledger.resolve().parent}
+    is_last = target.name == LAST_EXPORT and target.parent.resolve() in own
+    if own & {target.parent.resolve(), *target.resolve().parents} and not is_last:
+        raise ExportError(f"{target} is in the ledger's own folder, {ledger.parent}: name a file elsewhere")
 
 
 def verify_own(ledger: Path, firm: str, identity: Identity, root_der: bytes) -> Export:

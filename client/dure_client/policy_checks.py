@@ -151,7 +151,7 @@ def check_sandbox(policy: Policy, sandbox: Sandbox) -> None:
 def check_not_refused(job: JobFile, decision: Decision | None) -> None:
     """Whether the firm neither left nor rejected exactly this job file: that goes before every other reason.
 
-    Raises RefusedError.
+    Raises RefusedError, also where what it said cannot be read: it may have been a no.
     """
     if decision is None or decision.digest != job.digest().hex():
         return
@@ -159,6 +159,12 @@ def check_not_refused(job: JobFile, decision: Decision | None) -> None:
         raise RefusedError(RefusalCode.LEFT, f"this firm left job {job.id!r} on {decision.time}")
     if decision.verdict is Verdict.REJECTED:
         raise RefusedError(RefusalCode.REJECTED_BY_FIRM, f"job {job.id!r} was rejected here on {decision.time}")
+    if decision.verdict is Verdict.DAMAGED:
+        raise RefusedError(
+            RefusalCode.NOT_APPROVED,
+            f"this firm's decision on job {job.id!r} cannot be read, approval.json is damaged: decide again with "
+            f"`dure-agent approve {job.id}` or `dure-agent reject {job.id}`",
+        )
 
 
 def check_decision(

@@ -9,6 +9,7 @@ The unit is as tight as the agent and its trainer allow. Four things stay open, 
 - ProtectHostname: it refuses the call by which the sandbox names its own host. The machine's own name needs root.
 """
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ WINDOWS_NAME: Final = f"{NAME}-service"
 WRITTEN_BY: Final = "# Written by `dure-agent install`."
 EX_CONFIG: Final = 78
 """`dure-agent run` ends with it where only a person helps (sysexits.h's number); the unit then starts nothing again."""
+MEMORY_PERCENT: Final = 85
+"""Of the machine's memory, for the agent and all trainers together."""
 HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
 """What ProtectHome hides from a service."""
 
@@ -30,6 +33,8 @@ HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user")
 class Service:
     """What the service is made of. program: `dure-agent` itself; environment: the folder that it is installed in;
     data: folders with the firm's rows, shown read-only; gpu: whether the trainer may use this machine's GPUs.
+
+    User and paths stand in what systemd reads as they are, unquoted: `is_user` and `is_plain_path` hold for them.
     """
 
     home: PurePath
@@ -39,6 +44,16 @@ class Service:
     user: str = NAME
     data: tuple[PurePath, ...] = ()
     gpu: bool = False
+
+
+def is_user(name: str) -> bool:
+    """Whether systemd takes this for a user's name, and not for a number: `0` is root."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,30}", name) is not None and name != "root"
+
+
+def is_plain_path(path: PurePath) -> bool:
+    """Whether a path means the same in a unit, in a line for systemd-sysusers, in a shell and to people."""
+    return re.fullmatch(r"/[A-Za-z0-9/._-]+", str(path)) is not None and ".." not in path.parts
 
 
 def systemd_unit(service: Service) -> str:
@@ -53,9 +68,9 @@ def systemd_unit(service: Service) -> str:
         "",
         "[Service]",
         "Type=notify",
-        f"ExecStart={_quoted(service.program)} run",
-        _environment("DURE_AGENT_HOME", service.home),
-        f"EnvironmentFile=-{_specifier_free(service.settings)}",
+        f"ExecStart={service.program} run",
+        f"Environment=DURE_AGENT_HOME={service.home}",
+        f"EnvironmentFile=-{service.settings}",
         f"User={service.user}",
         f"Group={service.user}",
         "UMask=0077",
@@ -67,14 +82,16 @@ def systemd_unit(service: Service) -> str:
         "# Out of memory, the kernel ends a trainer, and the agent goes on. Each trainer may have 1024 threads.",
         "OOMPolicy=continue",
         "TasksMax=4096",
+        "# Agent and trainers together; each trainer has a limit of its own. The rest is for what else runs here.",
+        f"MemoryMax={MEMORY_PERCENT}%",
         "",
         "# Files: everything is read-only but the home; other people's homes are not there.",
         *_state_directory(service.home),
-        f"ReadWritePaths={_quoted(service.home)}",
+        f"ReadWritePaths={service.home}",
         "ProtectSystem=strict",
         "ProtectHome=tmpfs",
-        *([f"BindPaths={_quoted(service.home)}"] if _is_hidden(service.home) else []),
-        *(f"BindReadOnlyPaths={_quoted(path)}" for path in dict.fromkeys([*shown, *service.data])),
+        *([f"BindPaths={service.home}"] if _is_hidden(service.home) else []),
+        *(f"BindReadOnlyPaths={path}" for path in dict.fromkeys([*shown, *service.data])),
         "PrivateTmp=yes",
         *(["PrivateDevices=no", "DevicePolicy=auto"] if service.gpu else ["PrivateDevices=yes"]),
         "",
@@ -114,7 +131,8 @@ def command_script(service: Service) -> str:
     """A script by which root gives one command of the agent: as the service's user, and with the service's settings.
 
     systemd reads the settings file, so the command gets from it what the service gets. Relative paths are the caller's,
-    where that user may go to the caller's folder.
+    where that user may go to the caller's folder. In a command's words systemd reads `$$` as `$`, and what follows a
+    single one as a variable: so each is doubled.
     """
     options = (
         *("--quiet", "--collect", "--wait", "--pty", "--pipe"),  # the last two: whichever fits where it is called
@@ -127,6 +145,16 @@ def command_script(service: Service) -> str:
             "#!/bin/sh",
             WRITTEN_BY,
             f"# One command of the Dure agent, as its user and with its settings. As root: {NAME}-as-service status",
+            "# systemd would put variables in the place of a single $ in a word, so each is doubled.",
+            'for word in "$@"; do',
+            "    shift",
+            "    doubled=",
+            '    while [ "$word" != "${word#*\\$}" ]; do',
+            "        doubled=$doubled${word%%\\$*}'$$'",
+            "        word=${word#*\\$}",
+            "    done",
+            '    set -- "$@" "$doubled$word"',
+            "done",
             f'exec systemd-run {shlex.join(options)} "--property=WorkingDirectory=-$PWD" \\',
             f'    -- {shlex.quote(str(service.program))} "$@"',
             "",
@@ -186,17 +214,3 @@ def _state_directory(home: PurePath) -> list[str]:
 
 def _is_hidden(path: PurePath) -> bool:
     return any(path.is_relative_to(folder) for folder in HIDDEN_FOLDERS)
-
-
-def _specifier_free(path: PurePath) -> str:
-    return str(path).replace("%", "%%")
-
-
-def _quoted(path: PurePath) -> str:
-    escaped = _specifier_free(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"' if " " in escaped or escaped != str(path) else escaped
-
-
-def _environment(name: str, path: PurePath) -> str:
-    escaped = _specifier_free(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'Environment="{name}={escaped}"'

@@ -145,7 +145,8 @@ def test_an_unknown_job_is_told_with_those_there_are(home: AgentHome, name: str)
 def test_a_damaged_job_file_and_decision_are_told(home: AgentHome) -> None:
     decide(home, job_of(), Verdict.APPROVED, datetime(2026, 1, 31, tzinfo=UTC))
     (home.job_folder("job-1") / "approval.json").write_text("{")
-    assert "decide again" in fails(home, "jobs")
+    assert "proposed" in run(home, "jobs").stdout
+    assert "decide again" in run(home, "review", "job-1").stdout
     (home.job_folder("job-1") / "job.json").write_text("{")
     assert "damaged" in fails(home, "review", "job-1")
 
@@ -252,6 +253,17 @@ def test_the_ledger_is_shown_verified_and_exported(home: AgentHome, tmp_path: Pa
     assert run(home, "ledger", "verify", str(export)).exit_code == 2
     home.ledger_file.write_bytes(home.ledger_file.read_bytes().replace(b'"round":7', b'"round":8'))
     assert "line 8 was changed" in fails(home, "ledger", "verify")
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.HTML", "home/ledger/ledger.jsonl", "home/ledger/out.jsonl", "home"])
+def test_an_export_destroys_neither_itself_nor_the_ledger(home: AgentHome, tmp_path: Path, name: str) -> None:
+    with Ledger(home.ledger_file, OWN) as ledger:
+        ledger.record(Entry(RecordKind.JOIN, 1000, hashlib.sha256(b"").digest(), "job-1", 1))
+    before = home.ledger_file.read_bytes()
+    assert "name a" in fails(home, "ledger", "export", str(tmp_path / name))
+    assert home.ledger_file.read_bytes() == before
+    assert not list(tmp_path.glob("out*"))
+    assert run(home, "ledger", "verify").exit_code == 0
 
 
 def test_a_home_without_a_firm_says_what_to_do(tmp_path: Path) -> None:

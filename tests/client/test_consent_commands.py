@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 from dure_client.cli import app
 from dure_client.home import AgentHome, write_file
+from dure_client.jobs.approvals import APPROVAL_FILE, decision_on
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.refusals import note_refusal
 from dure_client.policy import read_text
@@ -81,6 +82,24 @@ def test_the_reason_of_a_refusal_is_shown_here(homes: dict[str, AgentHome], job:
     note_refusal(homes["firm-a"], job.id, RefusalCode.PURPOSE, "the job is for [pricing]", datetime.now(UTC))
     for words in (("jobs",), ("review", job.id)):
         assert "(purpose): the job is for [pricing]" in agent(homes["firm-a"], *words).stdout
+
+
+@pytest.mark.parametrize("word", ["approve", "reject"])
+def test_a_damaged_decision_is_decided_again(homes: dict[str, AgentHome], job: JobFile, word: str) -> None:
+    home = homes["firm-a"]
+    write_file(home.policy_file, read_text(home.policy_file).replace("vouchers_needed = 0", "").encode())
+    assert agent(home, "accept", "newcomer", NEWCOMER.fingerprint).exit_code == 0
+    file = home.job_folder(job.id) / APPROVAL_FILE
+    file.write_bytes(b'{"job": "pre')
+    told = agent(home, "policy", "check", job.id)
+    assert "approval.json is damaged: decide again" in " ".join(told.stdout.split())
+    assert "proposed" in agent(home, "jobs").stdout
+    options = ("--digest", job.digest().hex()) if word == "approve" else ()
+    done = agent(home, word, job.id, *options)
+    assert done.exit_code == 0, done.output
+    decision = decision_on(home, job)
+    assert decision is not None
+    assert decision.verdict.value.startswith(word)
 
 
 @pytest.mark.parametrize("words", [("leave",), ("leave", "press", "--consortium")])

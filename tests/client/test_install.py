@@ -47,8 +47,8 @@ def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
     "options",
     [
         (),
-        ("--gpu", "--data", "/srv/mill rows", "--data", "/home/mill/rows"),
-        ("--home", "/home/mill/.dure/100% ours"),
+        ("--gpu", "--data", "/srv/mill-rows", "--data", "/home/mill/rows"),
+        ("--home", "/home/mill/.dure_1/ours"),
     ],
 )
 def test_systemd_accepts_the_unit(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -72,6 +72,7 @@ def test_only_the_home_is_writable_and_rows_are_read_only(tmp_path: Path) -> Non
     unit = written(tmp_path, "--home", "/var/lib/mill", "--data", "/srv/rows", "--user", "mill")
     for line in (
         *("ReadWritePaths=/var/lib/mill", "StateDirectory=mill", "StateDirectoryMode=0700", "ProtectSystem=strict"),
+        "MemoryMax=85%",
         *(
             "BindReadOnlyPaths=/srv/rows",
             "User=mill",
@@ -167,13 +168,40 @@ def test_print_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "options", [("--user", "root"), ("--home", "/"), ("--home", "/srv/a\nUser=root"), ("--user", "a b")]
+REFUSED_USERS = ("root", "a b", "0", "1000", "-mill", "0mill", "mühle", "mill:adm", "", "mill\n", "a" * 32)
+REFUSED_PATHS = (
+    *("/", "/srv/a\nUser=root", "/srv/mill rows", "/srv/mill's", '/srv/"mill"', "/srv/100%", "/srv/%h", "/srv/a:b"),
+    *("/srv/$HOME", "/srv/`id`", "/srv/a\\b", "/srv/mühle", "/srv/a;b", "/srv/a#b", "/var/lib/a b", "/srv/../../etc"),
 )
-def test_what_would_loosen_the_unit_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(("--user", name) for name in REFUSED_USERS),
+        *(("--home", path) for path in REFUSED_PATHS),
+        *(("--data", path) for path in REFUSED_PATHS),
+    ],
+)
+def test_what_would_loosen_or_break_the_unit_is_refused_with_what_to_take(
+    tmp_path: Path, options: tuple[str, str]
+) -> None:
     result = run("install", "--root", str(tmp_path), *options)
     assert result.exit_code == 1
+    says = "never root" if options[0] == "--user" else "letters, digits and /._-"
+    assert says in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("home", ["/", "/srv/a\n<executable>"])
+def test_what_cannot_stand_in_a_windows_definition_is_refused(tmp_path: Path, home: str) -> None:
+    result = run("install", "--platform", "windows", "--root", str(tmp_path), "--home", home)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["mill", "_mill", "Mill-2", "m_1"])
+def test_a_user_with_a_name_is_taken(tmp_path: Path, name: str) -> None:
+    assert f"User={name}" in written(tmp_path, "--user", name).splitlines()
 
 
 def test_a_windows_service_runs_as_its_own_account(tmp_path: Path) -> None:
@@ -208,15 +236,23 @@ def test_the_documentations_table_has_every_variable_that_the_code_names() -> No
     assert named <= {"DURE_AGENT_HOME", *variables()}
 
 
+def as_systemd_reads(word: str) -> str:
+    """A word of a command line as systemd.service(5) says, with no variable set: `$$` is `$`."""
+    if re.fullmatch(r"\$\w*", word):
+        return ""
+    return re.sub(r"\$\$|\$\{\w*\}", lambda found: "$" if found[0] == "$$" else "", word)
+
+
 def test_a_command_runs_as_the_services_user_with_its_settings(tmp_path: Path) -> None:
     """With a stand-in that says how it was called: it takes a system that systemd runs to call the real one."""
-    home = "/srv/mill's & $co"
+    home = "/srv/mill-1/co"
     result = run("install", "--root", str(tmp_path / "root"), "--user", "mill", "--home", home)
     script = tmp_path / "root" / COMMAND
-    (tmp_path / "systemd-run").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "systemd-run").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     (tmp_path / "systemd-run").chmod(0o755)
+    words = ["join", "--fingerprint", "3f9a $HOME", "$HOME", "$", "$$", "${X}${Y}$", "", "a'b\n c\n", "*", "-n", "\\"]
     called = subprocess.run(
-        [script, "join", "--fingerprint", "3f9a $HOME"],
+        [script, *words],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         cwd=tmp_path,
         capture_output=True,
@@ -224,12 +260,13 @@ def test_a_command_runs_as_the_services_user_with_its_settings(tmp_path: Path) -
         timeout=60,
         check=True,
     )
-    assert called.stdout.splitlines() == [
+    given = called.stdout.split("\0")[:-1]
+    assert given[: -len(words)] == [
         *("--quiet", "--collect", "--wait", "--pty", "--pipe", "--uid=mill"),
         *(f"--setenv=DURE_AGENT_HOME={home}", "--property=EnvironmentFile=-/etc/dure/agent.env"),
         *(f"--property=WorkingDirectory=-{tmp_path}", "--", str(Path(sys.prefix) / "bin" / "dure-agent")),
-        *("join", "--fingerprint", "3f9a $HOME"),
     ]
+    assert [as_systemd_reads(word) for word in given[-len(words) :]] == words
     assert "  /usr/local/sbin/dure-agent-as-service join --invitation FILE" in result.stdout
     assert "sudo" not in result.stdout
 

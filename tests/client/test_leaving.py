@@ -18,12 +18,11 @@ from dure_client.cli import app
 from dure_client.commands.leave import leave_job
 from dure_client.departure import Departure
 from dure_client.home import AgentHome, HomeError, write_file
-from dure_client.jobs.approvals import ApprovalError, Verdict, decide, known_job
+from dure_client.jobs.approvals import APPROVAL_FILE, ApprovalError, Verdict, approved_by_people, decide, known_job
 from dure_client.jobs.firm import Firm
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.side import Given
 from dure_client.leaving import (
-    LAST_EXPORT,
     LeavingError,
     Remains,
     check_is_member,
@@ -37,7 +36,7 @@ from dure_client.leaving import (
     what_remains,
 )
 from dure_client.ledger import Ledger
-from dure_client.ledger_export import verify_export
+from dure_client.ledger_export import LAST_EXPORT, verify_export
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkTimeoutError
 from dure_protocols.certificates import Authority, new_tls_key
@@ -295,8 +294,27 @@ def test_a_damaged_statement_still_keeps_the_firm_out(home: AgentHome, firm: Fir
         untold(home)
 
 
+def test_who_left_stays_out_though_the_decision_is_damaged(home: AgentHome, firm: Firm, jobs: list[JobFile]) -> None:
+    declare(home, "press", now())
+    (home.job_folder("press") / APPROVAL_FILE).write_bytes(b"{")
+    with pytest.raises(ApprovalError, match="left job 'press'"):
+        decide(home, jobs[0], Verdict.APPROVED, now())
+    for body in requests(jobs[0]):
+        assert firm.answer(body, Given()).message == Refusal(NAME, RefusalCode.LEFT)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"job": "press", "verdict": "appro', b"\xff" * 40, b"{}"])
+def test_a_damaged_decision_is_no_yes(home: AgentHome, firm: Firm, jobs: list[JobFile], damage: bytes) -> None:
+    file = home.job_folder("press") / APPROVAL_FILE
+    file.write_bytes(damage)
+    for body in requests(jobs[0]):
+        assert firm.answer(body, Given()).message == Refusal(NAME, RefusalCode.NOT_APPROVED)
+    assert file.read_bytes() == damage
+    assert approved_by_people(home) == [jobs[1]]
+
+
 @pytest.mark.parametrize("job", ["press", ""])
-@pytest.mark.parametrize("damaged", ["ledger", "another job"])
+@pytest.mark.parametrize("damaged", ["ledger", "another job", "decision"])
 def test_damaged_files_keep_nobody_from_leaving(home: AgentHome, job: str, damaged: str) -> None:
     """A power cut tears the ledger's last line, and only an agent's start repairs it."""
     with Ledger(home.ledger_file, home.identity()) as ledger:
@@ -304,6 +322,8 @@ def test_damaged_files_keep_nobody_from_leaving(home: AgentHome, job: str, damag
     if damaged == "ledger":
         with home.ledger_file.open("ab") as file:
             file.write(b'{"torn')
+    elif damaged == "decision":
+        (home.job_folder("press") / APPROVAL_FILE).write_bytes(b'{"job": "pre')
     else:
         (other := home.job_folder("another")).mkdir()
         (other / "job.json").write_bytes(b"{")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dure_client.ledger_export import Export, verify_export
+from dure_client.ledger_export import Export, ExportError, export, verify_export
 from dure_client.ledger_page import PLAIN_WORDS, page
 from dure_protocols.ledger import LedgerError, RecordKind
 from tests.ledgers import FirmLedger, Site
@@ -142,6 +142,17 @@ def test_an_export_is_verified_without_a_home(exported: Path, kim: FirmLedger, s
     assert "countersigned it up to record 2" in done.stdout
     assert "It keeps of lee: record 1" in done.stdout
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "witnesses.jsonl", "mine.jsonl", "../kim/mine.jsonl", "../link/mine"])
+def test_nothing_is_exported_over_the_ledger_or_beside_it(kim: FirmLedger, site: Site, name: str) -> None:
+    link = site.folder / "link"
+    if not link.exists():
+        link.symlink_to(kim.folder)
+    before = {file: file.read_bytes() for file in kim.folder.iterdir()}
+    with pytest.raises(ExportError, match="name a file elsewhere"):
+        export(kim.file, kim.folder / name, "kim", kim.identity, site.root_der)
+    assert {file: file.read_bytes() for file in kim.folder.iterdir()} == before
 
 
 def test_a_ledger_that_does_not_hold_is_not_exported(site: Site) -> None:

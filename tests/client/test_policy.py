@@ -114,6 +114,7 @@ def decision(verdict: Verdict, job: JobFile) -> Decision:
             "ask", decision(Verdict.APPROVED, job_of(FIRMS, "rul")), RefusalCode.NOT_APPROVED, id="another file"
         ),
         pytest.param("allowed-models", None, RefusalCode.NOT_APPROVED, id="by itself, but nothing is listed"),
+        pytest.param("ask", decision(Verdict.DAMAGED, job_of()), RefusalCode.NOT_APPROVED, id="damaged"),
         pytest.param(
             "allowed-models", decision(Verdict.REJECTED, job_of()), RefusalCode.REJECTED_BY_FIRM, id="a no counts"
         ),
@@ -303,10 +304,15 @@ def test_a_yes_of_the_policy_stands_only_as_long_as_it_would_say_so_again() -> N
     check_decision(POLICY, agreed_job(), given.model_copy(update={"by": By.PERSON}), BEFORE)
 
 
-def test_a_job_that_was_left_is_left_whatever_the_policy_says() -> None:
+@pytest.mark.parametrize(
+    ("verdict", "code"), [(Verdict.LEFT, RefusalCode.LEFT), (Verdict.DAMAGED, RefusalCode.NOT_APPROVED)]
+)
+def test_a_job_that_was_left_or_whose_decision_is_damaged_is_refused_whatever_the_policy_says(
+    verdict: Verdict, code: RefusalCode
+) -> None:
     with pytest.raises(RefusedError) as caught:
-        check_decision(BY_ITSELF, agreed_job(), decision(Verdict.LEFT, agreed_job()), BEFORE)
-    assert caught.value.code is RefusalCode.LEFT
+        check_decision(BY_ITSELF, agreed_job(), decision(verdict, agreed_job()), BEFORE)
+    assert caught.value.code is code
 
 
 CHOI = Identity.from_seed(b"\x09" * 32)

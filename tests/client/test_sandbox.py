@@ -1,10 +1,6 @@
-"""A hostile model package in the trainer: what it tries harms nothing, tells nothing, and the next training works.
-
-The same attacks are run once more where nothing but limits holds them: most succeed there, so the table can fail.
-"""
+"""The trainer's sandbox: its limits, how a trainer starts and ends in it, and what the policy asks of it."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -15,15 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dure_client.policy import Policy, PolicyError
 from dure_client.policy_checks import check_sandbox
-from dure_client.trainer.client import Deadlines, StatisticsSums, TrainerClient
+from dure_client.trainer.client import Deadlines
 from dure_client.trainer.messages import TrainerCode, TrainerError
 from dure_client.trainer.process import TrainerPlaces, start
 from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, SandboxLevel, seccomp
@@ -32,183 +26,11 @@ from dure_client.trainer.sandbox.limits import LimitsOnly, Unconfined
 from dure_client.trainer.watch import is_within
 from dure_client.trees import remove_tree
 from dure_protocols.errors import RefusalCode, RefusedError
-from tests.client.test_trainer import CANARY, installed_model, spec_of, write_data
+from tests.client.hostile_site import GIB, SAY, Site, are_gone, children, confined, hear, make_site
+from tests.client.test_trainer import installed_model
 from tests.conftest import lacking
 
-__all__ = ["installed_model"]
-
-GIB = 1 << 30
-SAY = "open(os.environ['TMPDIR'] + '/got', 'w').write('x')"
-"""Ends an attack that succeeded."""
-
-
-@dataclass
-class Site:
-    """A firm's home with keys, a neighbour's file, a listener, and a trainer with a hostile model."""
-
-    folder: Path
-    trainer: TrainerClient
-    places: dict[str, str]
-    heard: list[bytes]
-
-    def attack(self, code: str) -> TrainerCode | None:
-        """Let the model do this in mid-training: the code that the agent heard, None if the training went through."""
-        self.trainer.open()  # a start clears the folder
-        attack = self.folder / "scratch" / "attack.py"
-        attack.write_text("import os, socket, subprocess, sys\n" + code.format(**self.places))
-        try:
-            self._train()
-        except TrainerError as error:
-            return error.code
-        finally:
-            attack.unlink(missing_ok=True)
-        return None
-
-    def works(self) -> bool:
-        """The model left to itself trains."""
-        return self._train() == 96
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the last attack said so; forgotten then."""
-        got = self.folder / "scratch" / "got"
-        return got.exists() and got.unlink() is None
-
-    def _train(self) -> int:
-        statistics: StatisticsSums = self.trainer.statistics()
-        return self.trainer.train(self.trainer.initial(), statistics, round_number=1, seed=1).count
-
-
-def make_site(folder: Path, model: Path, sandbox: Sandbox, **options: object) -> Site:
-    write_data(folder, canary=CANARY)
-    (folder / "scratch").mkdir()
-    (folder / "keys").mkdir(mode=0o700)
-    (folder / "keys" / "identity.key").write_text("a key")
-    (folder / "other.csv").write_text("rows of another job")
-    places = TrainerPlaces(folder / "scratch", folder / "data.toml", folder / "logs" / "trainer.log", hidden=(folder,))
-    trainer = TrainerClient(
-        spec_of(options={"fault": "attack"}),
-        places,
-        environment={"PYTHONPATH": str(model)},
-        sandbox=sandbox,
-        **options,  # type: ignore[arg-type]
-    )
-    return Site(folder, trainer, {"home": str(folder), "agent": str(os.getpid())}, [])
-
-
-def listen(site: Site) -> list[socket.socket]:
-    """Listeners of every kind that a trainer could reach on a host without a sandbox."""
-    tcp, local, abstract = socket.create_server(("127.0.0.1", 0)), *(socket.socket(socket.AF_UNIX) for _ in range(2))
-    local.bind(str(site.folder / "agent.sock"))
-    abstract.bind(f"\0dure-test-{os.getpid()}-{site.folder.name}")
-    for listener in (local, abstract):
-        listener.listen()
-    site.places["port"] = str(tcp.getsockname()[1])
-    site.places["abstract"] = f"\\0dure-test-{os.getpid()}-{site.folder.name}"
-    for listener in (tcp, local, abstract):
-        threading.Thread(target=hear, args=(listener, site.heard), daemon=True).start()
-    return [tcp, local, abstract]
-
-
-def hear(listener: socket.socket, heard: list[bytes]) -> None:
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        with connection:
-            heard.append(b"somebody")
-
-
-@pytest.fixture(scope="module")
-def confined(tmp_path_factory: pytest.TempPathFactory, installed_model: Path, bubblewrap: Sandbox) -> Iterator[Site]:
-    site = make_site(tmp_path_factory.mktemp("home"), installed_model, bubblewrap, limits=Limits(2 * GIB))
-    listeners = listen(site)
-    with site.trainer:
-        yield site
-    for listener in listeners:
-        listener.close()
-
-
-@pytest.fixture(scope="module")
-def unconfined(tmp_path_factory: pytest.TempPathFactory, installed_model: Path) -> Iterator[Site]:
-    site = make_site(tmp_path_factory.mktemp("home"), installed_model, LimitsOnly(), limits=Limits(2 * GIB))
-    listeners = listen(site)
-    with site.trainer:
-        yield site
-    for listener in listeners:
-        listener.close()
-
-
-ATTACKS = {
-    "connects to this host": "socket.create_connection(('127.0.0.1', {port}), 2)",
-    "sends a datagram": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'row', ('127.0.0.1', {port}))",
-    "asks the kernel over netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
-    "connects to a Unix socket in the home": "socket.socket(socket.AF_UNIX).connect('{home}/agent.sock')",
-    "connects to a Unix socket without a file": "socket.socket(socket.AF_UNIX).connect('{abstract}')",
-    "reads /etc/passwd": "open('/etc/passwd').read()",
-    "reads the agent's key": "open('{home}/keys/identity.key').read()",
-    "reads the agent's key by way of its process": "open('/proc/{agent}/root{home}/keys/identity.key').read()",
-    "reads a data file that was not named": "open('{home}/other.csv').read()",
-    "reads the agent's environment": "open('/proc/{agent}/environ').read()",
-    "appends to the data": "open('{home}/train.csv', 'a').write('0,0\\n'); ",
-    "removes the data": "os.unlink('{home}/test.csv'); open('{home}/test.csv', 'w').write('flow,heat\\n1,3\\n')",
-    "writes into the home": "open('{home}/policy.toml', 'w')",
-    "writes into the packages": "open(os.path.dirname(os.__file__) + '/dure_planted.py', 'w').close(); "
-    "os.unlink(os.path.dirname(os.__file__) + '/dure_planted.py')",
-    "writes where memory holds the files": "open('/dev/shm/dure', 'w').close(); os.unlink('/dev/shm/dure')",
-    "empties its log": "open('/proc/self/fd/2', 'w').truncate(0) or os.ftruncate(2, 0)",
-    "forks": "pid = os.fork(); pid or os._exit(0); os.waitpid(pid, 0)",
-    "starts a program": "subprocess.run([sys.executable, '-c', ''], check=True)",
-    "signals the agent": "os.kill({agent}, 0)",
-    "takes memory that is not counted": "import mmap; mmap.mmap(-1, 4096)",
-    "takes memory as a file": "os.memfd_create('x')",
-    "takes memory as a stack": "import mmap; mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
-    "takes memory from a device": "import mmap; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096)",
-    "takes what asynchronous reads are for all": "import ctypes; c = ctypes.c_void_p(); "
-    "assert ctypes.CDLL(None).syscall(206 if os.uname().machine == 'x86_64' else 0, 8, ctypes.byref(c)) == 0",
-    "takes a disk at once": "f = open('{home}/scratch/all', 'wb'); import ctypes; os.unlink(f.name); "
-    "assert ctypes.CDLL(None).fallocate(f.fileno(), 0, 0, 4096) == 0",
-    "takes memory as a queue": "import ctypes; c = ctypes.CDLL(None); q = c.msgget(0, 0o600); "
-    "assert q >= 0; c.msgctl(q, 0, None)",
-}
-HELD_EVERYWHERE = {"empties its log"}
-WITH_RIGHTS = {"writes into the packages"}
-"""Succeeds only where the agent's user may write there."""
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_what_a_hostile_model_tries_fails_and_the_next_training_works(name: str, confined: Site) -> None:
-    before = {path: path.read_bytes() for path in confined.folder.rglob("*.csv")}
-    confined.heard.clear()
-    code = confined.attack(f"{ATTACKS[name]}\n{SAY.replace('{', '{{')}")
-    assert (confined.succeeded, code) == (False, TrainerCode.INTERNAL)
-    assert confined.works()
-    assert not confined.heard
-    assert {path: path.read_bytes() for path in confined.folder.rglob("*.csv")} == before
-    assert not (confined.folder / "policy.toml").exists()
-
-
-@pytest.mark.parametrize("name", sorted(ATTACKS.keys() - HELD_EVERYWHERE - WITH_RIGHTS))
-def test_without_the_sandbox_the_same_attack_succeeds(name: str, unconfined: Site) -> None:
-    assert unconfined.attack(f"{ATTACKS[name]}\n{SAY}") is None
-    assert unconfined.succeeded
-
-
-def test_root_in_the_sandbox_cannot_set_the_host(confined: Site) -> None:
-    """Without capabilities, root still owns the files of /proc/sys."""
-    assert confined.attack(f"os.close(os.open('/proc/sys/kernel/core_pattern', os.O_WRONLY))\n{SAY}")
-    assert confined.attack(f"os.close(os.open('/proc/sysrq-trigger', os.O_WRONLY))\n{SAY}")
-    assert not confined.succeeded
-
-
-def test_only_named_files_and_the_scratch_folder_are_to_be_seen(confined: Site) -> None:
-    seen = confined.folder / "scratch" / "seen"
-    confined.attack(f"open('{seen}', 'w').write(' '.join(os.listdir('{confined.folder}')))")
-    assert sorted(seen.read_text().split()) == ["data.toml", "scratch", "test.csv", "train.csv"]
-    confined.attack(f"open('{seen}', 'w').write(' '.join(os.listdir('/etc')) + ' '.join(os.environ))")
-    assert not re.search("passwd|hosts|resolv|SSH|TOKEN", seen.read_text())
-    seen.unlink()
+__all__ = ["confined", "installed_model"]
 
 
 def test_a_model_that_eats_memory_is_told_by_a_code(confined: Site) -> None:
@@ -317,52 +139,6 @@ def log_of(site: Site) -> Path:
     return site.folder / "logs" / "trainer.log"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "lambda *_: repr(rows).encode()",
-        "lambda *_: ('{{\"failure\": \"' + repr(rows) + '\"}}').encode()",
-        'lambda *_: (\'{{"result": {{"count": 96, "metrics": {{"\' + repr(rows) + \'": [1, 1]}}}}}}\').encode()',
-        "lambda *_: exec('raise ValueError(rows)')",
-    ],
-)
-def test_rows_in_an_answer_reach_nobody(answer: str, confined: Site, caplog: pytest.LogCaptureFixture) -> None:
-    confined.places["answer"] = answer.format()
-    attack = "from dure_client.trainer.service import TrainerService\nTrainerService.answer = {answer}"
-    rows = "import builtins; builtins.rows = rows\n"
-    confined.attack(rows + attack)  # the answer to this call may be the old one still
-    with pytest.raises(TrainerError) as caught:
-        confined.trainer.train(np.zeros(2, np.float32), StatisticsSums(np.zeros(1), 96), round_number=1, seed=1)
-    assert caught.value.code is TrainerCode.BAD_ANSWER
-    assert str(CANARY) not in f"{caught.value} {caplog.text}"
-    assert caught.value.__cause__ is None
-    confined.trainer.close()
-    assert confined.works()
-
-
-@pytest.mark.parametrize(
-    "instead",
-    [
-        "os.mkfifo(self._scratch / name)",
-        "os.symlink('/etc/passwd', self._scratch / name)",
-        "os.mkdir(self._scratch / name)",
-        "open(self._scratch / name, 'w').write(repr(array))",
-    ],
-)
-def test_something_else_in_the_place_of_an_array_is_refused(instead: str, confined: Site) -> None:
-    attack = f"""
-from dure_client.trainer.service import TrainerService
-os.unlink(os.environ["TMPDIR"] + "/attack.py")  # once is enough
-kept = TrainerService._write
-def write(self, name, array):
-    TrainerService._write = kept
-    {instead}
-TrainerService._write = write
-"""
-    assert confined.attack(attack) is TrainerCode.ARRAY
-    assert confined.works()
-
-
 def test_a_model_that_hangs_and_will_not_end_is_ended(
     tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
 ) -> None:
@@ -377,19 +153,6 @@ def test_a_model_that_hangs_and_will_not_end_is_ended(
         assert site.works()
 
 
-def are_gone(pids: list[str]) -> bool:
-    """Whether processes end: the kernel takes a moment to kill what is inside a sandbox."""
-    give_up_at = time.monotonic() + 5
-    while any(Path("/proc", pid).exists() for pid in pids) and time.monotonic() < give_up_at:
-        time.sleep(0.02)
-    return not any(Path("/proc", pid).exists() for pid in pids)
-
-
-def children(pid: int | None) -> list[str]:
-    told = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return told + [below for child in told for below in children(int(child))]
-
-
 def test_a_trainer_that_will_not_end_dies_with_the_agent(
     tmp_path: Path, installed_model: Path, bubblewrap: Sandbox
 ) -> None:
@@ -398,7 +161,8 @@ def test_a_trainer_that_will_not_end_dies_with_the_agent(
 import os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {str(installed_model)!r})
-from tests.client.test_sandbox import Bubblewrap, children, make_site
+from dure_client.trainer.sandbox.bubblewrap import Bubblewrap
+from tests.client.hostile_site import children, make_site
 site = make_site(Path({str(tmp_path)!r}), Path({str(installed_model)!r}), Bubblewrap.find())
 asking = threading.Thread(target=site.works)
 asking.start()

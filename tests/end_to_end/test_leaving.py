@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dure_client.home import AgentHome
-from dure_client.leaving import LAST_EXPORT, stored_receipt
-from dure_client.ledger_export import verify_export
+from dure_client.leaving import stored_receipt
+from dure_client.ledger_export import LAST_EXPORT, verify_export
 from dure_lab.consortium import LocalConsortium
 from dure_protocols.job import JobFile
 from dure_server.store import FirmStatus

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -18,6 +18,8 @@ from dure_client.service import (
     WRITTEN_BY,
     Service,
     command_script,
+    is_plain_path,
+    is_user,
     settings_file,
     systemd_unit,
     sysusers,
@@ -72,11 +74,11 @@ def install(
         environment=Path(sys.prefix),
         settings=PurePosixPath("/") / SETTINGS,
         user=_checked_user(user),
-        data=tuple(_checked_path(path.absolute()) for path in data or ()),
+        data=tuple(path.absolute() for path in data or ()),
         gpu=gpu,
     )
-    for path in (service.home, service.program, service.environment):
-        _checked_path(Path(path))
+    for path in (service.home, service.program, service.environment, *service.data):
+        _check_path(path, platform)
     files = _files(service, platform)
     if only_print:
         for path, text in files.items():
@@ -132,15 +134,22 @@ def _program() -> Path:
 
 
 def _checked_user(name: str) -> str:
-    if name == "root" or not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or name[0] == "-":
-        raise HomeError(f"{name!r} cannot be the agent's user: take letters, digits and hyphens, and never root")
+    if not is_user(name):
+        raise HomeError(
+            f"{name!r} cannot be the agent's user: take a letter or _ and up to 30 letters, digits, _ and - behind it, "
+            "and never root"
+        )
     return name
 
 
-def _checked_path(path: Path) -> Path:
-    if not str(path).isprintable() or path == Path("/"):
-        raise HomeError(f"{str(path)!r} cannot stand in a unit: take a folder with a printable name")
-    return path
+def _check_path(path: PurePath, platform: Platform) -> None:
+    if platform is Platform.SYSTEMD and not is_plain_path(path):
+        raise HomeError(
+            f"{str(path)!r} cannot stand in a unit: take a folder whose path has only letters, digits and /._-, "
+            "without '..', and is not / itself"
+        )
+    if not str(path).isprintable() or path == path.parent:
+        raise HomeError(f"{str(path)!r} cannot stand in a service's definition: take a folder with a printable name")
 
 
 def _write(target: Path, path: Path, text: str) -> None:

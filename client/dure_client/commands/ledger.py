@@ -12,7 +12,15 @@ from rich.table import Table
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, HomeError
 from dure_client.ledger import Totals, read_records
-from dure_client.ledger_export import Export, countersigned_in, export, verify_export, verify_own
+from dure_client.ledger_export import (
+    Export,
+    ExportError,
+    check_target,
+    countersigned_in,
+    export,
+    verify_export,
+    verify_own,
+)
 from dure_client.ledger_page import page
 from dure_protocols.certificates import certificate_der
 from dure_protocols.identity import grouped
@@ -133,8 +141,12 @@ def export_to(
 ) -> None:
     """Write the ledger as one file that anybody who knows the fingerprints can check offline, and a page about it."""
     agent_home = AgentHome(home)
-    made = export(agent_home.ledger_file, file, agent_home.config().firm, agent_home.identity(), _root(agent_home))
+    check_target(agent_home.ledger_file, file)
+    if file.suffix.lower() == ".html":
+        raise ExportError(f"{file} is where the page about it will be: name a file that does not end in .html")
     page_file = file.with_suffix(".html")
+    check_target(agent_home.ledger_file, page_file)
+    made = export(agent_home.ledger_file, file, agent_home.config().firm, agent_home.identity(), _root(agent_home))
     page_file.write_text(page(made, file.name), encoding="utf-8")
     out = _out()
     out.print(

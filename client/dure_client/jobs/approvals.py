@@ -19,10 +19,12 @@ from dure_protocols.job import JobFile, JobFileError
 
 APPROVAL_FILE = "approval.json"
 JOB_FILE = "job.json"
+LEAVE_FILE = "leave.bin"
+"""There once the firm has left the job for good (`dure_client.leaving`)."""
 
 
 class ApprovalError(DureError):
-    """A job is not known here, or a stored decision or job file is damaged."""
+    """A job is not known here, it was left for good, or its stored job file is damaged."""
 
 
 class Verdict(StrEnum):
@@ -32,6 +34,8 @@ class Verdict(StrEnum):
     REJECTED = "rejected"
     LEFT = "left"
     """It took part, or might have, and left for good."""
+    DAMAGED = "damaged"
+    """It said something that cannot be read any more: no yes of any kind, until somebody decides again. Not stored."""
 
 
 class By(StrEnum):
@@ -62,8 +66,8 @@ def decide(
 ) -> Decision:
     """Store the firm's word on a job, and on the `package` that it would run, by digest.
 
-    A later word replaces it, but for the last: who left a job is out of it. Raises ApprovalError for a job that this
-    firm left: its keys are erased.
+    A later word replaces it, also one that is damaged, but for the last: who left a job is out of it. Raises
+    ApprovalError for a job that this firm left: its keys are erased.
     """
     before = decision_on(home, job)
     if before is not None and before.verdict is Verdict.LEFT and verdict is not Verdict.LEFT:
@@ -85,14 +89,19 @@ def decide(
 
 
 def decision_on(home: AgentHome, job: JobFile) -> Decision | None:
-    """The firm's word on exactly this job file, or None. Raises ApprovalError if the stored one is damaged."""
+    """The firm's word on exactly this job file, or None; one that says DAMAGED, or LEFT, where it cannot be read."""
     file = home.job_folder(job.id) / APPROVAL_FILE
     try:
         decision = Decision.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        raise ApprovalError(f"{file} is damaged; decide again with `dure-agent approve {job.id}`") from error
+    except ValidationError:
+        return Decision(
+            job=job.id,
+            digest=job.digest().hex(),
+            verdict=Verdict.LEFT if file.with_name(LEAVE_FILE).exists() else Verdict.DAMAGED,
+            time=datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        )
     return decision if decision.digest == job.digest().hex() else None
 
 
@@ -107,12 +116,13 @@ class KnownJob:
 
     @property
     def state(self) -> str:
-        """In one word: proposed, approved, rejected, running, finished or left."""
+        """In one word: proposed, approved, rejected, running, finished or left. Proposed, too, if its decision is
+        damaged: it waits for this firm's word."""
         if self.decision is not None and self.decision.verdict is Verdict.LEFT:
             return "left"
         if self.is_finished:
             return "finished"
-        if self.decision is None:
+        if self.decision is None or self.decision.verdict is Verdict.DAMAGED:
             return "proposed"
         is_running = self.next_round is not None and self.decision.verdict is Verdict.APPROVED
         return "running" if is_running else self.decision.verdict.value
@@ -150,7 +160,7 @@ def approved_by_people(home: AgentHome, *, but: str = "") -> list[JobFile]:
         if known.job.id != but
         and known.decision is not None
         and known.decision.by is By.PERSON
-        and known.decision.verdict is not Verdict.REJECTED
+        and known.decision.verdict in {Verdict.APPROVED, Verdict.LEFT}
     ]
 
 

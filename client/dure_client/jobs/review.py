@@ -48,8 +48,8 @@ class Member:
 class Review:
     """A job as a person reads it.
 
-    refusal: why the policy does not admit it, None if it does; novelties: what no job that a person approved here had;
-    last_refused: what the agent refused of it last, if anything.
+    refusal: why the policy does not admit it, None if it does; novelties: what no job that a person approved here had,
+    and that an earlier decision cannot be read; last_refused: what the agent refused of it last, if anything.
     """
 
     known: KnownJob
@@ -94,8 +94,10 @@ def review(home: AgentHome, known: KnownJob, package: str = "") -> Review:
         check(home, known, model)
     except RefusedError as error:
         refusal = error
-    new = tuple(novelties(job, approved_by_people(home, but=job.id), own).values())
-    return Review(known, DataContract.of(job.contract), members, model, refusal, new, last_refusal(home, job.id))
+    new = list(novelties(job, approved_by_people(home, but=job.id), own).values())
+    if known.decision is not None and known.decision.verdict is Verdict.DAMAGED:
+        new.insert(0, "what was decided on it here cannot be read any more, and counts for nothing: decide again")
+    return Review(known, DataContract.of(job.contract), members, model, refusal, tuple(new), last_refusal(home, job.id))
 
 
 def model_of(home: AgentHome, known: KnownJob, package: str = "") -> JobModel:

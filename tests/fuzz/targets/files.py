@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dure_client import policy
 from dure_client.data import mapping
 from dure_client.home import AgentConfig, AgentHome, HomeError
-from dure_client.jobs.approvals import ApprovalError, Decision, Verdict, decision_on
+from dure_client.jobs.approvals import Decision, Verdict, decision_on
 from dure_client.jobs.folder import JobFolder
 from dure_client.jobs.refusals import REFUSAL_FILE, last_refusal, note_refusal
 from dure_client.jobs.results import JobResult, ModelReport, ResultError
@@ -152,8 +152,8 @@ def _ledger_targets() -> Iterator[Target]:
     file = folder / "ledger.jsonl"
     refused = (LedgerError,)
     file.write_bytes(b"".join(lines))
-    export(file, folder / "export", "kim", OWN, b"")
-    exported = (folder / "export").read_bytes()
+    export(file, left := scratch("export") / "left.jsonl", "kim", OWN, b"")
+    exported = left.read_bytes()
     whole = [b"".join(lines), lines[0], b""]
     verify = FromFile(file, lambda: verify_file(file, OWN.public_bytes))
     yield Target("ledger/file", verify, refused, whole, 0, mutators=JSON, base_bytes=LEDGER_BYTES)
@@ -232,7 +232,7 @@ def _job_targets() -> Iterator[Target]:
     yield Target(
         "decision",
         FromFile(folder / "approval.json", lambda: decision_on(home, job)),
-        (ApprovalError,),
+        (),
         [decision.model_dump_json(indent=2).encode()],
         JSON_TEXT,
         mutators=JSON,
