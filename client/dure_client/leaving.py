@@ -55,8 +55,9 @@ def check_is_member(home: AgentHome) -> None:
     """Raises LeftConsortiumError for a firm that has left its consortium and erased its keys."""
     if has_left_consortium(home) and not home.key_store().has_key():
         raise LeftConsortiumError(
-            f"this firm left the consortium and erased its keys; what is kept is in {home.path}. To join again, ask for"
-            " an invitation and name another folder with --home"
+            f"this firm left the consortium and erased its keys; what is kept is in {home.path}, and its ledger is "
+            f"exported in {home.ledger_file.with_name(LAST_EXPORT)} (`dure-agent ledger verify FILE --fingerprint …` "
+            "checks that). To join again, ask for an invitation and name another folder with --home"
         )
 
 

@@ -66,9 +66,11 @@ def export(ledger: Path, target: Path, firm: str, identity: Identity, root_der: 
 
 
 def check_target(ledger: Path, target: Path) -> None:
-    """Whether a file may be written there. Raises ExportError for a folder, and for what is beside the ledger."""
+    """Whether a file may be written there. Raises ExportError where not: it says where else."""
     if target.is_dir():
         raise ExportError(f"{target} is a folder: name a file in it, such as {target / 'left.jsonl'}")
+    if not target.parent.is_dir():
+        raise ExportError(f"{target.parent} is no folder: make it, or name a file elsewhere")
     own = {ledger.parent.resolve(), ledger.resolve().parent}
     is_last = target.name == LAST_EXPORT and target.parent.resolve() in own
     if own & {target.parent.resolve(), *target.resolve().parents} and not is_last:

@@ -75,7 +75,7 @@ def page(made: Export, file_name: str) -> str:
         "<h2>By kind</h2>",
         _table(("What it is", "Kind in the ledger", "Records", "Bytes"), kinds, totals.num_records, totals.sent_bytes),
         "<h2>By job</h2>",
-        _table(("Job", "Rounds", "Bytes"), [*jobs, ("Outside of jobs", "", without_job)], "", totals.sent_bytes),
+        _table(("Job", "Sums", "Bytes"), [*jobs, ("Outside of jobs", "", without_job)], "", totals.sent_bytes),
         "<h2>Who vouches for it</h2>",
         *_vouching(made),
         "<h2>How to check it</h2>",
@@ -132,7 +132,7 @@ def _table(titles: tuple[str, ...], rows: Iterable[tuple[str | int, ...]], *sums
     return f"<table><tr>{heads}</tr>\n" + "\n".join(cells) + "\n</table>"
 
 
-_NUMBERS: Final = frozenset({"Records", "Rounds", "Bytes", "Record"})
+_NUMBERS: Final = frozenset({"Records", "Sums", "Bytes", "Record"})
 
 
 def _row(values: tuple[str | int, ...], kind: str = "") -> str:

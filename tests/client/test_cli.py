@@ -244,7 +244,7 @@ def test_the_ledger_is_shown_verified_and_exported(home: AgentHome, tmp_path: Pa
         ledger.record(Entry(RecordKind.NOT_SENT, 500, hashlib.sha256(b"").digest(), "job-1", 29))
     shown = run(home, "ledger", "show", "--last", "2").stdout
     assert "29,500" in shown
-    assert "job-1, 30 rounds" in shown
+    assert "job-1, 30 sums" in shown
     assert "31 records, 29,500 bytes" in run(home, "ledger", "verify").stdout
     export = tmp_path / "export.jsonl"
     assert run(home, "ledger", "export", str(export)).exit_code == 0

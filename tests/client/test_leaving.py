@@ -201,6 +201,9 @@ def test_keys_of_a_job_go_at_once_and_the_server_hears_of_it_when_it_is_there(
         verify_export(home.ledger_file.with_name(LAST_EXPORT), identity.fingerprint)
         with pytest.raises(HomeError, match="left the consortium"):
             check_is_member(home)
+        for words in (["verify"], ["export", str(home.path.parent / "left.jsonl")]):
+            told = CliRunner().invoke(app, ["ledger", *words, "--home", str(home.path)])
+            assert (told.exit_code, LAST_EXPORT in "".join(told.stderr.split())) == (1, True)
 
 
 def test_keys_that_could_not_be_erased_are_erased_later(home: AgentHome, firm: Firm) -> None:

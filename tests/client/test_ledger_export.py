@@ -155,6 +155,11 @@ def test_nothing_is_exported_over_the_ledger_or_beside_it(kim: FirmLedger, site:
     assert {file: file.read_bytes() for file in kim.folder.iterdir()} == before
 
 
+def test_a_folder_that_is_not_there_is_named(kim: FirmLedger, site: Site, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="nosuch is no folder: make it"):
+        export(kim.file, tmp_path / "nosuch" / "left.jsonl", "kim", kim.identity, site.root_der)
+
+
 def test_a_ledger_that_does_not_hold_is_not_exported(site: Site) -> None:
     site.add("odd")
     odd = FirmLedger(site, "odd")

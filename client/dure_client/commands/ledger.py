@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, HomeError
+from dure_client.leaving import check_is_member
 from dure_client.ledger import Totals, read_records
 from dure_client.ledger_export import (
     Export,
@@ -71,7 +72,7 @@ def _sums(totals: Totals) -> Table:
         table.add_row(kind.value, f"{totals.num_by_kind[kind]:,}", f"{totals.bytes_by_kind[kind]:,}")
     for job in sorted(totals.bytes_by_job):
         rounds = [number for name, number in totals.bytes_by_round if name == job]
-        table.add_row(f"[dim]of which job {escape(job)}, {len(rounds)} rounds[/]", "", f"{totals.bytes_by_job[job]:,}")
+        table.add_row(f"[dim]of which job {escape(job)}, {len(rounds)} sums[/]", "", f"{totals.bytes_by_job[job]:,}")
     table.add_row("[bold]in all[/]", f"{totals.num_records:,}", f"[bold]{totals.sent_bytes:,}[/]")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -99,6 +100,7 @@ def verify(
     """
     if file is None:
         agent_home = AgentHome(home)
+        check_is_member(agent_home)
         found = verify_own(agent_home.ledger_file, agent_home.config().firm, agent_home.identity(), _root(agent_home))
         whose = "This firm's ledger"
     else:
@@ -141,6 +143,7 @@ def export_to(
 ) -> None:
     """Write the ledger as one file that anybody who knows the fingerprints can check offline, and a page about it."""
     agent_home = AgentHome(home)
+    check_is_member(agent_home)
     check_target(agent_home.ledger_file, file)
     if file.suffix.lower() == ".html":
         raise ExportError(f"{file} is where the page about it will be: name a file that does not end in .html")
