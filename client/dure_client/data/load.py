@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
-from dure_client.data.errors import DataSourceError
+from dure_client.data.errors import DataSourceError, TooFewRowsError
 from dure_client.data.mapping import DataMapping, Files
 from dure_client.data.sources import read_table, separator_advice
 from dure_models.contract import ColumnType, DataContract, Role
 from dure_models.errors import DataContractError, DataProblem, ProblemKind
+from dure_models.split import validation_split
 from dure_models.validation import conform
 
 
@@ -24,6 +25,25 @@ class FirmTables:
     train: pl.DataFrame
     test: pl.DataFrame
     rows_by_file: Mapping[str, Mapping[Path, int]]
+
+    def check_enough(self, contract: DataContract, fraction: float, seed: int, minimum_rows: int) -> None:
+        """Hold the rows that are left to train on against the policy, parted as a job's trainer parts them.
+
+        fraction, seed: the job's. Models that train on windows of rows may count fewer. Raises TooFewRowsError.
+        """
+        train, validation = (rows.height for rows in validation_split(contract, self.train, fraction, seed))
+        if train < minimum_rows:
+            raise TooFewRowsError(
+                f"{train} of {self.train.height} rows are left to train on ({validation} validate the models): fewer "
+                f"than the minimum_rows = {minimum_rows} of policy.toml, so that the job would be refused with `data`. "
+                "Name more rows under [train] in data.toml; or, if an update made from so few may be given, lower "
+                "minimum_rows"
+            )
+        if not validation:
+            raise TooFewRowsError(
+                f"of {train} rows none is left to validate the models on, so that the job would be refused with `data`."
+                " Name more rows under [train] in data.toml"
+            )
 
 
 def load(mapping: DataMapping, contract: DataContract) -> FirmTables:
