@@ -295,6 +295,15 @@ def test_running_with_damaged_settings_ends_with_the_status_that_starts_nothing_
     assert run(home, "server", "set", "other.example").exit_code == 1  # what a service manager does not start
 
 
+def test_an_agent_with_a_bad_policy_says_so_once_at_its_start(home: AgentHome) -> None:
+    home.policy_file.write_text("minimum_cohrt = 3")
+    command = [sys.executable, "-m", "dure_client.cli", "run", "--home", str(home.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1  # without a certificate; that comes after it
+    assert done.stderr.count("every job is refused until policy.toml is valid") == 1
+    assert "minimum_cohrt: no such field; did you mean minimum_cohort?" in done.stderr
+
+
 def test_debug_shows_where_an_error_came_from(home: AgentHome) -> None:
     result = CliRunner().invoke(app, ["--debug", "review", "job-2", "--home", str(home.path)])
     assert result.exit_code == 1

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from dure_client.data.errors import DataMappingError
 from dure_models.contract import DataContract
-from dure_protocols.toml import parse_toml
+from dure_protocols.toml import field_problems, parse_toml
 
 DEFAULT_TEXT = """\
 # Where this firm's data is and what its columns are called. The files are read here and never leave the firm.
@@ -115,7 +115,7 @@ class DataMapping(_Frozen):
         try:
             return cls.model_validate({**fields, "folder": path.parent})
         except ValidationError as error:
-            lines = "".join(f"\n  - {'.'.join(map(str, e['loc'])) or 'data.toml'}: {e['msg']}" for e in error.errors())
+            lines = "".join(f"\n  - {problem}" for problem in field_problems(error, cls))
             raise DataMappingError(f"{path} is not a valid data mapping:{lines}") from error
 
     def check_against(self, contract: DataContract) -> None:
