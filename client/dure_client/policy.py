@@ -186,6 +186,8 @@ class Policy(BaseModel):
         except ValidationError as error:
             lines = "".join(f"\n  - {problem}" for problem in field_problems(error, cls))
             raise PolicyError(f"policy.toml is not a valid policy:{lines}") from error
+        except PolicyError:
+            raise
         except DureError as error:  # a firm's name
             raise PolicyError(f"policy.toml, [firms]: {error}") from error
 

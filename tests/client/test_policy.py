@@ -175,6 +175,11 @@ def test_a_policy_that_is_none_says_where(text: str, says: str) -> None:
         Policy.parse(text)
 
 
+def test_a_stray_line_is_told_in_one_sentence() -> None:
+    with pytest.raises(PolicyError, match=r"^policy.toml is not a valid policy:\n  - firms.minimum_cohort: no such"):
+        Policy.parse("[firms]\nminimum_cohort = 3")
+
+
 def test_pinning_keeps_the_file_as_its_people_wrote_it() -> None:
     text = pin_firm(DEFAULT_TEXT, "lee", grouped(LEE.fingerprint))
     text = pin_firm(text, "park", PARK.fingerprint.upper())
