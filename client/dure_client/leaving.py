@@ -55,10 +55,11 @@ def has_left_consortium(home: AgentHome) -> bool:
 def check_is_member(home: AgentHome) -> None:
     """Raises LeftConsortiumError for a firm that has left its consortium and erased its keys."""
     if has_left_consortium(home) and not home.key_store().has_key():
+        exported = last_export(home)
+        where = f", and the last export of its ledger is {exported}" if exported.exists() else ""
         raise LeftConsortiumError(
-            f"this firm left the consortium and erased its keys; what is kept is in {home.path}, and the last export of"
-            f" the ledger is {last_export(home)}. To join again, ask for an invitation and name another folder with"
-            " --home"
+            f"this firm left the consortium and erased its keys; what is kept is in {home.path}{where}. To join again, "
+            "ask for an invitation and name another folder with --home"
         )
 
 

@@ -97,7 +97,11 @@ def _asked(home: AgentHome, standing: LinkStanding | None, now: datetime) -> tup
     except EnrolmentError as error:
         return "unknown", f"not known: {error}", ahead_seconds
     if state.clock_ahead_seconds is not None:
-        heard = {"heard_at": now, "clock_ahead_seconds": state.clock_ahead_seconds}
-        LinkStanding.model_validate((standing.model_dump() if standing else {}) | heard).write(home.standing_file)
+        LinkStanding(
+            heard_at=now,
+            server_version=standing.server_version if standing else None,
+            protocol=standing.protocol if standing else None,
+            clock_ahead_seconds=state.clock_ahead_seconds,
+        ).write(home.standing_file)
     approval = state.answer.status
     return approval, _MEANING.get(approval, approval), state.clock_ahead_seconds
