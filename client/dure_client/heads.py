@@ -20,7 +20,7 @@ from dure_client.home import AgentHome, write_file
 from dure_client.ledger import Ledger
 from dure_client.link.client import LinkClient
 from dure_client.link.transfer import write_all
-from dure_client.policy import Policy
+from dure_client.policy import Policy, PolicyError
 from dure_protocols.certificates import certificate_der
 from dure_protocols.errors import DureError, MessageError
 from dure_protocols.heads import (
@@ -153,6 +153,7 @@ class HeadKeeper:
 
     def __init__(self, home: AgentHome, ledger: Ledger, link: LinkClient, stop: threading.Event) -> None:
         self._home, self._ledger, self._link, self._stop = home, ledger, link, stop
+        self._policy_is_valid = True
 
     def run(self) -> None:
         """Look after it until told to stop."""
@@ -173,13 +174,24 @@ class HeadKeeper:
             statement = heads.next(self._ledger.head)
             if statement is None:
                 return False
-            pins = Policy.read(self._home.policy_file).firms
-            for sentence in heads.take(self._link.deposit(statement.encode()), pins):
+            for sentence in heads.take(self._link.deposit(statement.encode()), self._pins()):
                 logger.error("the ledger of %s; `dure-agent ledger verify` shows the evidence", sentence)
         except (DureError, OSError) as error:
             if not self._stop.is_set():
                 logger.warning("the server has not countersigned where the ledger ends, it is asked again: %s", error)
         return True
+
+    def _pins(self) -> Mapping[str, str]:
+        """The accepted firms; none while policy.toml is not valid, which is said once."""
+        try:
+            pins = Policy.read(self._home.policy_file).firms
+        except PolicyError as error:
+            if self._policy_is_valid:
+                logger.error("until policy.toml is valid, no other firm's ledger is compared: %s", error)  # noqa: TRY400
+            self._policy_is_valid = False
+            return {}
+        self._policy_is_valid = True
+        return pins
 
 
 def _lines(file: Path, limit_bytes: int) -> Iterator[tuple[int, bytes]]:

@@ -33,7 +33,7 @@ from dure_client.link.proxy import proxy_for, read_proxy_url
 from dure_protocols.certificates import CertificateFacts, key_from_pem, read_certificate
 from dure_protocols.errors import DureError
 from dure_protocols.identity import Identity, check_firm_name
-from dure_protocols.toml import parse_toml
+from dure_protocols.toml import field_problems, parse_toml
 
 HOME_VARIABLE = "DURE_AGENT_HOME"
 SETTING_PREFIX = "DURE_AGENT_"
@@ -237,7 +237,7 @@ class AgentHome:
             ) from error
         except (ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, DureError) as error:
             raise SettingsError(
-                f"{self.config_file} is damaged ({_first_line(error)}); restore it from a backup"
+                f"{self.config_file} is damaged ({_first_line(error)}); correct it, or restore it from a backup"
             ) from error
 
     def write_config(self, config: AgentConfig) -> None:
@@ -381,6 +381,5 @@ def _toml_string(value: str) -> str:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_input=False, include_url=False)[0]
-        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        return next(field_problems(error, AgentConfig))
     return str(error).splitlines()[0]

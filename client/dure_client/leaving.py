@@ -54,11 +54,31 @@ def has_left_consortium(home: AgentHome) -> bool:
 def check_is_member(home: AgentHome) -> None:
     """Raises LeftConsortiumError for a firm that has left its consortium and erased its keys."""
     if has_left_consortium(home) and not home.key_store().has_key():
+        exported = last_export(home)
+        check = "`dure-agent ledger verify FILE --fingerprint …` checks it"
+        where = f", and the last export of its ledger is {exported} ({check})" if exported.exists() else ""
         raise LeftConsortiumError(
-            f"this firm left the consortium and erased its keys; what is kept is in {home.path}, and its ledger is "
-            f"exported in {home.ledger_file.with_name(LAST_EXPORT)} (`dure-agent ledger verify FILE --fingerprint …` "
-            "checks that). To join again, ask for an invitation and name another folder with --home"
+            f"this firm left the consortium and erased its keys; what is kept is in {home.path}{where}. To join again, "
+            "ask for an invitation and name another folder with --home"
         )
+
+
+def last_export(home: AgentHome) -> Path:
+    """The ledger as it was exported before the keys were erased."""
+    return home.ledger_file.with_name(LAST_EXPORT)
+
+
+def what_leaving_lacks(home: AgentHome) -> str:
+    """What is still to be done of leaving the consortium, in a sentence; empty if nothing is, or the firm has not left.
+
+    Raises LeavingError for a damaged receipt, KeyStoreError for a token that is away.
+    """
+    again = "run the agent (`dure-agent run`), or repeat `dure-agent leave --consortium`"
+    if not has_left_consortium(home) or not home.key_store().has_key():
+        return ""
+    if stored_receipt(home, "") is None:
+        return f"the server has not heard of it yet: {again}"
+    return f"the server has receipted it, and the keys are not erased yet: {again}"
 
 
 def has_left(home: AgentHome, job: str) -> bool:
@@ -167,7 +187,7 @@ def erase_keys(home: AgentHome) -> None:
     """
     if not home.key_store().has_key():
         return
-    target = home.ledger_file.with_name(LAST_EXPORT)
+    target = last_export(home)
     try:
         root_der = certificate_der(home.root_file.read_bytes())
         export(home.ledger_file, target, home.config().firm, home.identity(), root_der)

@@ -17,7 +17,7 @@ from dure_client.shifts import Shift
 from dure_client.trainer.sandbox import SandboxLevel
 from dure_protocols.errors import DureError
 from dure_protocols.identity import check_firm_name, grouped
-from dure_protocols.toml import parse_toml
+from dure_protocols.toml import field_problems, no_such_field, parse_toml
 
 DEFAULT_TEXT = """\
 # What this firm consents to. The agent reads this file at every request and refuses whatever is outside of it.
@@ -180,12 +180,14 @@ class Policy(BaseModel):
     def parse(cls, text: str) -> Self:
         """The policy of a file's text. Raises PolicyError naming every problem."""
         try:
-            return cls.model_validate(parse_toml(text))
+            return cls.model_validate(_without_strays(parse_toml(text)))
         except tomllib.TOMLDecodeError as error:
             raise PolicyError(f"policy.toml is not valid TOML: {error}; correct that line") from error
         except ValidationError as error:
-            lines = "".join(f"\n  - {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            lines = "".join(f"\n  - {problem}" for problem in field_problems(error, cls))
             raise PolicyError(f"policy.toml is not a valid policy:{lines}") from error
+        except PolicyError:
+            raise
         except DureError as error:  # a firm's name
             raise PolicyError(f"policy.toml, [firms]: {error}") from error
 
@@ -193,6 +195,28 @@ class Policy(BaseModel):
     def read(cls, path: Path) -> Self:
         """The policy in force: of the file, or the default, which is strict, where there is no file."""
         return cls.parse(read_text(path))
+
+
+def _without_strays(fields: dict[str, object]) -> dict[str, object]:
+    """The fields as they came. Raises PolicyError for lines below [firms] that are no firm: fields appended to a file
+    that ends with that table."""
+    firms = fields.get("firms")
+    strays = [name for name, value in firms.items() if _is_no_firm(name, value)] if isinstance(firms, dict) else []
+    if strays:
+        lines = "".join(f"\n  - firms.{name}: {no_such_field(Policy, ('firms', name))}" for name in strays)
+        raise PolicyError(f"policy.toml is not a valid policy:{lines}")
+    return fields
+
+
+def _is_no_firm(name: str, value: object) -> bool:
+    return not isinstance(value, str) or (name in Policy.model_fields and not _is_digest(value))
+
+
+def _is_digest(value: str) -> bool:
+    try:
+        return bool(_digest(value))
+    except ValueError:
+        return False
 
 
 def read_text(path: Path) -> str:

@@ -11,7 +11,7 @@ from dure_client.enrolment.api import EnrolmentError
 from dure_client.enrolment.join import ask_state
 from dure_client.health import Health, read_health
 from dure_client.home import AgentHome
-from dure_client.leaving import check_is_member
+from dure_client.leaving import check_is_member, what_leaving_lacks
 from dure_client.link.clock import clock_sentence
 from dure_client.link.standing import LinkStanding
 from dure_protocols.ledger import LedgerError
@@ -36,7 +36,7 @@ class Status:
     certificate_not_after: str
     certificate_is_valid: bool
     approval: str
-    """joined, approved, revoked, invited; or unknown where the server was not asked or did not answer."""
+    """joined, approved, left, revoked, invited; or unknown where the server was not asked or did not answer."""
     approval_note: str
     health: Health
     """How the agent on this home is; `--probe` makes an exit status of it."""
@@ -62,8 +62,10 @@ def read_status(home: AgentHome, now: datetime, *, ask: bool = True) -> Status:
     standing = LinkStanding.read(home.standing_file)
     ahead = standing.clock_ahead_seconds if standing else None
     approval, note = "unknown", "not asked"
-    if ask:
-        approval, note, ahead = _asked(home, ahead)
+    if lacks := what_leaving_lacks(home):
+        approval, note = "left", f"{_MEANING['left']}; {lacks}"
+    elif ask:
+        approval, note, ahead = _asked(home, standing, now)
     return Status(
         firm=config.firm,
         consortium=config.consortium,
@@ -83,8 +85,9 @@ def read_status(home: AgentHome, now: datetime, *, ask: bool = True) -> Status:
     )
 
 
-def _asked(home: AgentHome, ahead_seconds: float | None) -> tuple[str, str, float | None]:
-    """Approval, what it means, and the clock: of the server if it answers, else as known."""
+def _asked(home: AgentHome, standing: LinkStanding | None, now: datetime) -> tuple[str, str, float | None]:
+    """Approval, what it means, and the clock: of the server if it answers, else as known. What it told is kept."""
+    ahead_seconds = standing.clock_ahead_seconds if standing else None
     try:
         state = ask_state(home)
     except LedgerError:
@@ -93,5 +96,12 @@ def _asked(home: AgentHome, ahead_seconds: float | None) -> tuple[str, str, floa
         return "unknown", note, ahead_seconds
     except EnrolmentError as error:
         return "unknown", f"not known: {error}", ahead_seconds
+    if state.clock_ahead_seconds is not None:
+        LinkStanding(
+            heard_at=now,
+            server_version=standing.server_version if standing else None,
+            protocol=standing.protocol if standing else None,
+            clock_ahead_seconds=state.clock_ahead_seconds,
+        ).write(home.standing_file)
     approval = state.answer.status
     return approval, _MEANING.get(approval, approval), state.clock_ahead_seconds

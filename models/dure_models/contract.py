@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,9 @@ from pydantic import (
 
 from dure_models.errors import ContractError
 from dure_protocols.toml import parse_toml
+
+VALIDATION_FRACTION: Final = 0.2
+"""The part of a firm's rows that validates the models where a job's training settings name no other."""
 
 
 class ColumnType(StrEnum):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dure_models import parameters as flat
+from dure_models.contract import VALIDATION_FRACTION
 from dure_models.interface import Examples, MetricSums, Model
 from dure_protocols.errors import MisuseError
 
@@ -44,7 +45,7 @@ class TrainingSettings(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this L2 norm")
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx: mu / 2 * |w - global|^2; 0 is FedAvg")
-    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    validation_fraction: float = Field(default=VALIDATION_FRACTION, gt=0, lt=1)
     update_clip: float = Field(default=0.1, gt=0, description="each coordinate of an update is cut to ± this")
     count_cap: int = Field(default=10_000, ge=1, description="a firm's weight is min(examples, cap) / cap")
 

@@ -8,6 +8,7 @@ from dure_models.contract import NUMERIC, Column, ColumnType, DataContract, Role
 from dure_models.errors import DataContractError, DataProblem, ProblemKind
 
 _MAX_NAMED = 5  # how many unknown categories a message lists
+_DECIMAL_COMMA = r"^[+-]?\d+,\d+([eE][+-]?\d+)?$"
 
 
 def conform(contract: DataContract, table: pl.DataFrame) -> pl.DataFrame:
@@ -18,14 +19,14 @@ def conform(contract: DataContract, table: pl.DataFrame) -> pl.DataFrame:
     """
     columns = [column for column in contract.columns if column.role is not Role.IGNORE]
     problems: list[DataProblem] = []
-    if table.height == 0:
+    if table.height == 0 and table.width:  # a table without columns has no rows either; those are told below
         problems.append(
-            DataProblem(ProblemKind.NO_ROWS, "", "the table has no rows; check the file and the mapping's filter")
+            DataProblem(ProblemKind.NO_ROWS, "", "the table has no rows; check the files named in data.toml")
         )
     kept: list[pl.Series] = []
     for column in columns:
         if column.name not in table.columns:
-            problems.append(_missing(column, table))
+            problems.append(_missing(column))
             continue
         values = _cast(column, table[column.name])
         if values is None:
@@ -38,13 +39,12 @@ def conform(contract: DataContract, table: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(kept)
 
 
-def _missing(column: Column, table: pl.DataFrame) -> DataProblem:
-    there = ", ".join(table.columns) or "none"
+def _missing(column: Column) -> DataProblem:
     return DataProblem(
         ProblemKind.MISSING_COLUMN,
         column.name,
         f"the column {column.name!r} ({column.type}{', ' + column.unit if column.unit else ''}) is missing; "
-        f"name the column that holds it in the firm's mapping file. The data have: {there}",
+        "name the column that holds it under [columns] in data.toml",
     )
 
 
@@ -52,9 +52,22 @@ def _wrong_type(column: Column, values: pl.Series) -> DataProblem:
     return DataProblem(
         ProblemKind.WRONG_TYPE,
         column.name,
-        f"the column {column.name!r} must be of type {column.type}, the data have {values.dtype} that cannot be "
-        "read as it; correct the file, or map another column",
+        f"the column {column.name!r} must be of type {column.type}, {_why_not_readable(column, values)}",
     )
+
+
+def _why_not_readable(column: Column, values: pl.Series) -> str:
+    if values.dtype != pl.String:
+        return f"the data have {values.dtype} that cannot be read as it; correct the file, or map another column"
+    if column.type in NUMERIC:
+        written = values.drop_nulls().str.strip_chars()
+        with_comma = written.filter(written.str.contains(_DECIMAL_COMMA))
+        if len(with_comma):
+            return (
+                f"the data have decimal commas, such as {with_comma[0]!r}: set decimal_comma = true under [format] in "
+                "data.toml"
+            )
+    return "the data have text that cannot be read as it; correct the file, or map another column"
 
 
 def _cast(column: Column, values: pl.Series) -> pl.Series | None:
@@ -96,7 +109,7 @@ def _value_problems(column: Column, values: pl.Series) -> Iterator[DataProblem]:
                 ProblemKind.OUT_OF_RANGE,
                 name,
                 f"the column {name!r} has {num_outside} of {len(values)} values outside [{low:g}, {high:g}] "
-                f"{column.unit or '(no unit)'}; check its unit in the mapping file, drop faulty rows, or agree on "
+                f"{column.unit or '(no unit)'}; check its unit in data.toml, drop faulty rows, or agree on "
                 "a wider range in the contract",
             )
     if column.categories:
@@ -107,5 +120,5 @@ def _value_problems(column: Column, values: pl.Series) -> Iterator[DataProblem]:
                 ProblemKind.UNKNOWN_CATEGORY,
                 name,
                 f"the column {name!r} has values {', '.join(map(repr, unknown[:_MAX_NAMED]))}{more} that are "
-                f"none of the agreed {', '.join(map(repr, column.categories))}; map them in the mapping file",
+                f"none of the agreed {', '.join(map(repr, column.categories))}; correct them in the file",
             )

@@ -218,11 +218,49 @@ def test_policy_init_writes_the_default_once(home: AgentHome) -> None:
     assert Policy.read(home.policy_file).allowed_models[0].digest == model_digest("tabular")
 
 
+def write_rows(folder: Path, num_rows: int) -> None:
+    (folder / "rows.csv").write_text("\n".join(["flow", *("1" for _ in range(num_rows))]))
+
+
+@pytest.mark.parametrize("against", ["job", "contract"])
+def test_data_check_counts_the_rows_that_are_left_to_train_on(home: AgentHome, tmp_path: Path, against: str) -> None:
+    contract = tmp_path / "contract.toml"
+    contract.write_text(CONTRACT.to_toml())
+    check = ("data", "check", *(("--job", "job-1") if against == "job" else ("--contract", str(contract))))
+    home.data_file.write_text(f'[train]\npaths = ["{tmp_path}/rows.csv"]\n')
+    write_rows(tmp_path, 20)
+    told = fails(home, *check)
+    for expected in (
+        "16 of 20 rows",
+        "minimum_rows = 100 of policy.toml",
+        "refused with `data`",
+        "[train] in data.toml",
+    ):
+        assert expected in " ".join(told.split())
+    write_rows(tmp_path, 125)
+    assert run(home, *check).exit_code == 0
+    write_rows(tmp_path, 124)
+    assert "99 of 124 rows" in fails(home, *check)
+    home.policy_file.write_text("minimum_rows = 16")
+    write_rows(tmp_path, 20)
+    assert run(home, *check).exit_code == 0
+    home.policy_file.write_text("minimum_rows = 1")
+    write_rows(tmp_path, 2)
+    assert "none is left to validate" in fails(home, *check)
+
+
+def test_data_check_parts_the_rows_as_the_job_says(home: AgentHome, tmp_path: Path) -> None:
+    home.data_file.write_text(f'[train]\npaths = ["{tmp_path}/rows.csv"]\n')
+    write_rows(tmp_path, 125)
+    save(home, job_of(training={"validation_fraction": 0.5}))
+    assert "63 of 125 rows" in fails(home, "data", "check", "--job", "job-1")
+
+
 def test_data_check_passes_and_fails_with_details(home: AgentHome, tmp_path: Path) -> None:
     assert "data init" in fails(home, "data", "check")
     assert run(home, "data", "init").exit_code == 0
     assert "already there" in fails(home, "data", "init")
-    (tmp_path / "rows.csv").write_text("flow\n1\n2\n")
+    write_rows(tmp_path, 125)
     home.data_file.write_text(f'[train]\npaths = ["{tmp_path}/rows.csv"]\n')
     passed = run(home, "data", "check")
     assert passed.exit_code == 0
@@ -275,6 +313,15 @@ def test_running_with_damaged_settings_ends_with_the_status_that_starts_nothing_
     home.config_file.write_text("firm = ")
     assert run(home, "run").exit_code == 78
     assert run(home, "server", "set", "other.example").exit_code == 1  # what a service manager does not start
+
+
+def test_an_agent_with_a_bad_policy_says_so_once_at_its_start(home: AgentHome) -> None:
+    home.policy_file.write_text("minimum_cohrt = 3")
+    command = [sys.executable, "-m", "dure_client.cli", "run", "--home", str(home.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1  # without a certificate; that comes after it
+    assert done.stderr.count("every job is refused until policy.toml is valid") == 1
+    assert "minimum_cohrt: no such field; did you mean minimum_cohort?" in done.stderr
 
 
 def test_debug_shows_where_an_error_came_from(home: AgentHome) -> None:

@@ -56,6 +56,10 @@ def csv(separator: str = ",", header: str = "unit,flow,failed") -> str:
         pytest.param("a.csv.gz", gzip.compress(csv().encode()), "", id="csv, compressed"),
         pytest.param("a.csv", csv(";").encode(), 'separator = ";"', id="csv with semicolons"),
         pytest.param(
+            "a.csv", csv(";").replace(".", ",").encode(), 'separator = ";"\ndecimal_comma = true',
+            id="csv with semicolons and decimal commas",
+        ),
+        pytest.param(
             "a.csv", csv(header="").encode(), 'header = false\nnames = ["unit", "flow", "failed"]', id="csv, no header"
         ),
         pytest.param(
@@ -110,7 +114,31 @@ TRAIN = '[train]\npaths = ["a.csv"]\n'
     [
         pytest.param(
             TRAIN, "unit,Flow,failed\n1,1,0\n", DataContractError,
-            r"'flow' \(float, m3/h\) is missing.*mapping file.*unit, failed", id="a missing column",
+            r"'flow' \(float, m3/h\) is missing.*\[columns\] in data.toml.*the files are: 'unit', 'Flow', 'failed'$",
+            id="a missing column",
+        ),
+        *(
+            pytest.param(
+                TRAIN, csv(separator), DataContractError, rf"the files are: '.*parted by '{told}': set "
+                rf'separator = "{told}" '
+                r"under \[format\] in data.toml", id=f"columns parted by {told}",
+            )
+            for separator, told in ((";", ";"), ("\t", r"\\t"), ("|", r"\|"))
+        ),
+        pytest.param(
+            TRAIN, "unit;flow;failed\n1;2,5;0\n", DataSourceError, r"parted by ';'",
+            id="semicolons and decimal commas",
+        ),
+        pytest.param(
+            TRAIN + '[columns]\nflow = "Q"\n', csv(";", "unit,Q,failed"), DataSourceError, r"parted by ';'",
+            id="semicolons and a mapped column",
+        ),
+        pytest.param(
+            TRAIN + '[format]\nseparator = ";"\n', csv(), DataContractError, r"parted by ','", id="commas after all",
+        ),
+        pytest.param(
+            TRAIN + '[format]\nseparator = ";"\n', "unit;flow;failed\n1;2,5;0\n", DataContractError,
+            r"decimal commas, such as '2,5': set decimal_comma = true", id="decimal commas",
         ),
         pytest.param(
             TRAIN + '[columns]\nflow = "Durchfluss"\n', csv(), DataSourceError,
@@ -156,6 +184,14 @@ def test_what_is_wrong_with_the_data_is_said_with_what_to_change(
         load(write(tmp_path, mapping), CONTRACT)
 
 
+def test_columns_that_are_not_seen_are_not_called_rows_that_lack(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(csv(";"))
+    with pytest.raises(DataContractError) as caught:
+        load(write(tmp_path, TRAIN), CONTRACT)
+    assert "no rows" not in str(caught.value)
+    assert "filter" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -176,8 +212,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> N
         pytest.param(None, "dure-agent data init", id="no file"),
         pytest.param("[train", "not valid TOML", id="no TOML"),
         pytest.param("", "train", id="no training files"),
-        pytest.param('[train]\npaths = ["a"]\npath = "b"', "train.path", id="a misspelt field"),
+        pytest.param('[train]\npaths = ["a"]\npath = "b"', "train.path: no such field; .* mean paths", id="a slip"),
+        pytest.param(f'separator = ";"\n{TRAIN}', r"separator: .*belongs below \[format\]", id="above its table"),
         pytest.param(TRAIN + "[format]\nheader = false", "names", id="no header and no names"),
+        pytest.param(TRAIN + "[format]\ndecimal_comma = true", "give `separator`", id="a comma of two meanings"),
         pytest.param(TRAIN + '[format]\nkind = "excel"', "format.kind", id="an unknown kind"),
         pytest.param(TRAIN + '[columns]\nflow = { column = "x" }', "columns.flow", id="a column of another form"),
     ],
@@ -192,7 +230,7 @@ def test_a_mapping_that_is_none_says_where(tmp_path: Path, text: str | None, say
 def test_the_file_a_firm_starts_with_is_valid_and_so_is_all_it_shows(tmp_path: Path) -> None:
     assert write(tmp_path, DEFAULT_TEXT).test is None
     everything = DEFAULT_TEXT.replace("# [", "[").replace("# kind", "kind").replace('kind = "csv"', 'kind = "blanks"')
-    for line in ("paths", "header", "names", "missing", "torque", "air_temperature"):
+    for line in ("paths", "decimal_comma", "header", "names", "missing", "torque", "air_temperature"):
         everything = everything.replace(f"\n# {line} =", f"\n{line} =")
     mapping = write(tmp_path, everything)
     assert mapping.test is not None

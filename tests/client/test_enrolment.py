@@ -205,7 +205,11 @@ def test_a_firm_joins_and_finds_out_that_it_waits_and_then_is_approved(
     )
     assert home.root_file.read_bytes() == site.authority.certificate_pem
     assert ask_state(home).answer.status == "joined"
+    assert LinkStanding.read(home.standing_file) is None
     assert read_status(home, now).approval_note == "waiting for the operator's approval"
+    heard = LinkStanding.read(home.standing_file)  # the doctor reads it there
+    assert heard is not None
+    assert (heard.heard_at, heard.server_version) == (now, None)
     site.operator.approve(invitation.firm, joined.identity_fingerprint)
     assert read_status(home, now).approval == "approved"
     site.operator.revoke(invitation.firm)
@@ -487,7 +491,9 @@ def test_status_tells_what_the_running_agent_last_heard_of_server_and_clock(
         status = read_status(home, now)
     assert (status.server_version, status.protocol) == ("0.3.1", 2)
     assert "5 h ahead of the server's: set it right" in status.clock_note
-    assert read_status(home, now).clock_note == "in step with the server's"  # asked the server itself
+    asked = read_status(home, now)  # asks the server itself
+    assert (asked.clock_note, asked.server_version) == ("in step with the server's", "0.3.1")
+    assert read_status(home, now, ask=False).clock_note == "in step with the server's"
 
 
 def test_status_does_not_speak_while_the_agent_does(site: Site, invitation: Invitation, home: AgentHome) -> None:

@@ -63,7 +63,8 @@ def test_a_key_that_others_may_read_is_not_used(tmp_path: Path, mode: int) -> No
         ("", "is damaged \\(consortium: Field required"),
         (CONFIG.to_toml().replace("firm-a", "Firm A"), "is damaged"),
         (CONFIG.to_toml().replace("7443", "0"), "link_port"),
-        (CONFIG.to_toml() + "more = 1\n", "more"),
+        (CONFIG.to_toml() + "more = 1\n", "more: no such field; there are: .*metrics_port"),
+        (CONFIG.to_toml() + "metric_port = 1\n", "metric_port: no such field; did you mean metrics_port"),
     ],
 )
 def test_a_damaged_agent_toml_says_where(tmp_path: Path, text: str, says: str) -> None:

@@ -39,7 +39,7 @@ from dure_client.ledger import Ledger
 from dure_client.ledger_export import LAST_EXPORT, verify_export
 from dure_client.link.client import LinkClient
 from dure_client.link.errors import LinkTimeoutError
-from dure_protocols.certificates import Authority, new_tls_key
+from dure_protocols.certificates import Authority, key_to_pem, new_tls_key, signing_request
 from dure_protocols.errors import RefusalCode
 from dure_protocols.frames import ArrayRef, Envelope
 from dure_protocols.job import JobFile
@@ -74,6 +74,15 @@ def home(tmp_path: Path, jobs: list[JobFile]) -> AgentHome:
         JobFolder(made.job_folder(job.id)).save_job(job)
         decide(made, job, Verdict.APPROVED, now())
     return made
+
+
+@pytest.fixture
+def certificate(home: AgentHome) -> None:
+    """A certificate of the link, as `dure-agent join` gets one."""
+    key = new_tls_key()
+    write_file(home.tls_key_file, key_to_pem(key))
+    issued = AUTHORITY.issue_client(NAME, signing_request(key), now(), serial=8)
+    write_file(home.tls_certificate_file, issued)
 
 
 @pytest.fixture
@@ -277,6 +286,31 @@ def test_an_agent_of_a_firm_that_left_ends_with_the_status_that_starts_nothing_a
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "erased its keys" in done.stderr
     assert done.returncode == 78
+
+
+@pytest.mark.parametrize("command", ["doctor", "ui", "status"])
+def test_what_is_asked_for_after_leaving_is_answered_with_what_is_kept_and_where(home: AgentHome, command: str) -> None:
+    leave = declare(home, "", now())
+    home.ledger_file.parent.mkdir(exist_ok=True)
+    conclude(home, leave, receipt_for(leave.encode()))
+    done = CliRunner().invoke(app, [command, "--home", str(home.path)], env={"COLUMNS": "1000"})
+    said = " ".join((done.stdout + done.stderr).split())
+    for expected in ("this firm left the consortium", str(home.ledger_file.with_name(LAST_EXPORT)), "another folder"):
+        assert expected in said
+    assert "dure-agent join" not in said
+    assert "private keys" not in said
+    assert done.exit_code == 1 or command == "doctor"
+
+
+@pytest.mark.usefixtures("certificate")
+def test_a_departure_that_the_server_has_not_heard_of_is_told_by_status_and_doctor(home: AgentHome) -> None:
+    declare(home, "", now())
+    for command in ("status", "doctor"):
+        done = CliRunner().invoke(app, [command, "--home", str(home.path)], env={"COLUMNS": "1000"})
+        said = " ".join(done.stdout.split())
+        assert "left" in said
+        assert "the server has not heard of it yet" in said
+        assert "`dure-agent leave --consortium`" in said
 
 
 def test_a_receipt_of_another_root_is_not_kept_and_erases_nothing(home: AgentHome) -> None:

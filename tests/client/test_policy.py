@@ -144,7 +144,6 @@ def test_the_default_file_is_the_default_policy_and_strict() -> None:
     ("text", "says"),
     [
         pytest.param("minimum_cohort = 1", "minimum_cohort", id="a sum of one"),
-        pytest.param("minimum_cohrt = 3", "minimum_cohrt", id="a misspelt field"),
         pytest.param('approve_jobs = "always"', "ask", id="an unknown way to approve"),
         pytest.param('[firms]\nlee = "1234"', "64 hexadecimal", id="half a fingerprint"),
         pytest.param(f'[firms]\nLee = "{DIGEST}"', "firm's name", id="a name that is none"),
@@ -155,12 +154,31 @@ def test_the_default_file_is_the_default_policy_and_strict() -> None:
         pytest.param('[[shifts]]\nwindow = "Mon 25:00-26:00"', "no time of a day", id="a shift at no time"),
         pytest.param('[[shifts]]\nwindow = "Mon 06:00-14:00"\nround = 3', "round", id="a misspelt limit"),
         pytest.param("vouchers_needed = -1", "vouchers_needed", id="fewer than no vouchers"),
+        pytest.param("minimum_cohrt = 3", "minimum_cohrt: no such field; did you mean minimum_cohort", id="a slip"),
+        pytest.param("[firms]\nminimum_cohort = 3", r"below \[firms\] and belongs above the first table", id="a stray"),
+        pytest.param(
+            '[firms]\nrequire_sandbox = "off"', r"below \[firms\] and belongs above", id="a stray that is a text"
+        ),
+        pytest.param(
+            "[firms]\nminimum_cohrt = 3", r"mean minimum_cohort\? The line stands below \[firms\]", id="a stray slip"
+        ),
+        pytest.param(
+            f'[[allowed_models]]\nname = "m"\ndigest = "{DIGEST}"\nminimum_rows = 3',
+            r"below \[allowed_models\] and belongs above",
+            id="a stray below another table",
+        ),
+        pytest.param('[[shifts]]\nwindw = "Mon 06:00-14:00"', "mean window", id="a slip in a table"),
         pytest.param("minimum_cohort = = 3", "not valid TOML", id="no TOML"),
     ],
 )
 def test_a_policy_that_is_none_says_where(text: str, says: str) -> None:
     with pytest.raises(PolicyError, match=says):
         Policy.parse(text)
+
+
+def test_a_stray_line_is_told_in_one_sentence() -> None:
+    with pytest.raises(PolicyError, match=r"^policy.toml is not a valid policy:\n  - firms.minimum_cohort: no such"):
+        Policy.parse("[firms]\nminimum_cohort = 3")
 
 
 def test_pinning_keeps_the_file_as_its_people_wrote_it() -> None:

@@ -27,8 +27,14 @@ def test_a_good_table_comes_back_in_the_contracts_order_and_types_without_other_
 
 
 CASES = {
-    "a missing column": ({"heat": None}, ProblemKind.MISSING_COLUMN, "heat", "mapping file"),
+    "a missing column": ({"heat": None}, ProblemKind.MISSING_COLUMN, "heat", "under [columns] in data.toml"),
     "words for numbers": ({"heat": ["warm", "hot"]}, ProblemKind.WRONG_TYPE, "heat", "must be of type float"),
+    "decimal commas": (
+        {"heat": ["1,5", "2"]},
+        ProblemKind.WRONG_TYPE,
+        "heat",
+        "'1,5': set decimal_comma = true",
+    ),
     "halves for integers": ({"failed": [0.5, 1.0]}, ProblemKind.WRONG_TYPE, "failed", "must be of type integer"),
     "an empty cell": ({"heat": [None, 1.0]}, ProblemKind.MISSING_VALUES, "heat", "lacks 1 of 2"),
     "a NaN": ({"heat": [float("nan"), 1.0]}, ProblemKind.MISSING_VALUES, "heat", "lacks 1 of 2"),

@@ -13,9 +13,12 @@ from dure_client.commands.join import HomeOption
 from dure_client.home import AgentHome, SettingsError
 from dure_client.keystore import PinError
 from dure_client.leaving import LeftConsortiumError
+from dure_client.policy import Policy, PolicyError
 from dure_client.service import EX_CONFIG
 from dure_protocols.errors import DureError
 from dure_protocols.logs import formatter
+
+logger = logging.getLogger(__name__)
 
 LOG_BYTES = 10 << 20  # of one log; so many older ones are kept beside it, as agent.log.1 and so on
 KEPT_LOGS = 4
@@ -34,9 +37,18 @@ def run(
     agent_home = AgentHome(home)
     config = agent_home.config()  # before any folder is made: is this a firm's home at all?
     _log_to(agent_home.logs / "agent.log", formatter("agent", as_json=as_json, firm=config.firm))
+    _tell_of_a_bad_policy(agent_home)
     from dure_client.running import run_agent  # noqa: PLC0415  # loads flwr
 
     run_agent(agent_home, num_threads=threads, json_logs=as_json)
+
+
+def _tell_of_a_bad_policy(home: AgentHome) -> None:
+    """The agent runs all the same: it reads the policy at every request, and a mended one is in force at once."""
+    try:
+        Policy.read(home.policy_file)
+    except PolicyError as error:
+        logger.error("every job is refused until policy.toml is valid: %s", error)  # noqa: TRY400
 
 
 def exit_status(error: DureError) -> int:

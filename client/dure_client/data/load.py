@@ -6,11 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
-from dure_client.data.errors import DataSourceError
+from dure_client.data.errors import DataSourceError, TooFewRowsError
 from dure_client.data.mapping import DataMapping, Files
-from dure_client.data.sources import read_table
+from dure_client.data.sources import read_table, separator_advice
 from dure_models.contract import ColumnType, DataContract, Role
-from dure_models.errors import DataContractError
+from dure_models.errors import DataContractError, DataProblem, ProblemKind
+from dure_models.split import validation_split
 from dure_models.validation import conform
 
 
@@ -24,6 +25,25 @@ class FirmTables:
     train: pl.DataFrame
     test: pl.DataFrame
     rows_by_file: Mapping[str, Mapping[Path, int]]
+
+    def check_enough(self, contract: DataContract, fraction: float, seed: int, minimum_rows: int) -> None:
+        """Hold the rows that are left to train on against the policy, parted as a job's trainer parts them.
+
+        fraction, seed: the job's. Models that train on windows of rows may count fewer. Raises TooFewRowsError.
+        """
+        train, validation = (rows.height for rows in validation_split(contract, self.train, fraction, seed))
+        if train < minimum_rows:
+            raise TooFewRowsError(
+                f"{train} of {self.train.height} rows are left to train on ({validation} validate the models): fewer "
+                f"than the minimum_rows = {minimum_rows} of policy.toml, so that the job would be refused with `data`. "
+                "Name more rows under [train] in data.toml; or, if an update made from so few may be given, lower "
+                "minimum_rows"
+            )
+        if not validation:
+            raise TooFewRowsError(
+                f"of {train} rows none is left to validate the models on, so that the job would be refused with `data`."
+                " Name more rows under [train] in data.toml"
+            )
 
 
 def load(mapping: DataMapping, contract: DataContract) -> FirmTables:
@@ -41,7 +61,11 @@ def load(mapping: DataMapping, contract: DataContract) -> FirmTables:
 
 def _part(name: str, mapping: DataMapping, part: Files, contract: DataContract) -> tuple[pl.DataFrame, dict[Path, int]]:
     """The files of one part as one conforming table, and the rows of each file."""
-    tables = {path: _renamed(mapping, contract, path) for path in mapping.files(part)}
+    tables: dict[Path, pl.DataFrame] = {}
+    there: dict[str, None] = {}  # the files' own columns, in order
+    for path in mapping.files(part):
+        tables[path], columns = _renamed(mapping, contract, path)
+        there.update(dict.fromkeys(columns))
     try:
         table = pl.concat(tables.values(), how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
@@ -51,10 +75,20 @@ def _part(name: str, mapping: DataMapping, part: Files, contract: DataContract) 
     try:
         return conform(contract, table), {path: table.height for path, table in tables.items()}
     except DataContractError as error:
-        raise DataContractError(f"{contract.name}, [{name}] of data.toml", error.problems) from error
+        problems = list(error.problems)
+        if any(problem.kind is ProblemKind.MISSING_COLUMN for problem in problems):
+            problems.append(_what_is_there(next(iter(tables)), mapping, list(there)))
+        raise DataContractError(f"{contract.name}, [{name}] of data.toml", problems) from error
 
 
-def _renamed(mapping: DataMapping, contract: DataContract, path: Path) -> pl.DataFrame:
+def _what_is_there(path: Path, mapping: DataMapping, columns: list[str]) -> DataProblem:
+    advice = separator_advice(path, mapping.format)
+    text = f"the columns of the files are: {', '.join(map(repr, columns))}" + (f"; {advice}" if advice else "")
+    return DataProblem(ProblemKind.MISSING_COLUMN, "", text)
+
+
+def _renamed(mapping: DataMapping, contract: DataContract, path: Path) -> tuple[pl.DataFrame, list[str]]:
+    """The contract's columns of one file, as far as they are there, and the names of all that the file has."""
     wanted = [column for column in contract.columns if column.role is not Role.IGNORE]
     textual = {ColumnType.TEXT, ColumnType.CATEGORY}
     as_text = {mapping.source_of(column.name) for column in wanted if column.type in textual}
@@ -63,8 +97,10 @@ def _renamed(mapping: DataMapping, contract: DataContract, path: Path) -> pl.Dat
         if column.source not in table.columns:
             raise DataSourceError(
                 f"data.toml says that {name!r} is called {column.source!r}, but {path} has no such column; "
-                f"it has: {', '.join(table.columns)}. Correct `{name}` under [columns]"
+                f"it has: {', '.join(table.columns)}. "
+                + (separator_advice(path, mapping.format) or f"Correct `{name}` under [columns]")
             )
     # What is missing without having been named is reported by the contract's own check, all at once.
     sources = {column.name: mapping.source_of(column.name) for column in wanted}
-    return table.select(pl.col(source).alias(name) for name, source in sources.items() if source in table.columns)
+    kept = table.select(pl.col(source).alias(name) for name, source in sources.items() if source in table.columns)
+    return kept, table.columns

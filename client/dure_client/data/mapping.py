@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from dure_client.data.errors import DataMappingError
 from dure_models.contract import DataContract
-from dure_protocols.toml import parse_toml
+from dure_protocols.toml import field_problems, parse_toml
 
 DEFAULT_TEXT = """\
 # Where this firm's data is and what its columns are called. The files are read here and never leave the firm.
@@ -27,7 +27,8 @@ paths = ["data/train*.csv"]
 # How the files are written. Left out: told by the ending, .parquet or .csv (.csv.gz), with a header line and commas.
 # [format]
 # kind = "csv"                        # "csv", "blanks" (columns separated by any number of blanks) or "parquet"
-# separator = ";"                     # csv only
+# separator = ";"                     # csv only; "\\t" for a tab
+# decimal_comma = true                # numbers are written 2,5 and not 2.5; csv then needs another separator
 # header = false                      # then give the names of all columns in their order:
 # names = ["unit", "cycle", "sensor_1"]
 # missing = ["", "NA", "NaN"]         # texts that mean "no value"
@@ -56,6 +57,7 @@ class FileFormat(_Frozen):
 
     kind: FileKind | None = None
     separator: str = Field(default=",", min_length=1, max_length=1)
+    decimal_comma: bool = False
     header: bool = True
     names: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
@@ -64,6 +66,12 @@ class FileFormat(_Frozen):
     def _names_without_header(self) -> Self:
         if self.header == bool(self.names):
             raise ValueError("`names` lists the columns of files without a header: give both header = false and names")
+        return self
+
+    @model_validator(mode="after")
+    def _comma_has_one_meaning(self) -> Self:
+        if self.decimal_comma and self.separator == "," and self.kind in {None, FileKind.CSV}:
+            raise ValueError("with decimal_comma = true the columns must be parted by something else: give `separator`")
         return self
 
 
@@ -107,7 +115,7 @@ class DataMapping(_Frozen):
         try:
             return cls.model_validate({**fields, "folder": path.parent})
         except ValidationError as error:
-            lines = "".join(f"\n  - {'.'.join(map(str, e['loc'])) or 'data.toml'}: {e['msg']}" for e in error.errors())
+            lines = "".join(f"\n  - {problem}" for problem in field_problems(error, cls))
             raise DataMappingError(f"{path} is not a valid data mapping:{lines}") from error
 
     def check_against(self, contract: DataContract) -> None:

@@ -1,6 +1,9 @@
 """Reads one data file into a table, whatever it is written in. One function a kind of file."""
 
+import gzip
 import io
+import re
+import zlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -16,6 +19,9 @@ _ENDINGS = {
     ".txt": FileKind.BLANKS,
     ".txt.gz": FileKind.BLANKS,
 }
+_SEPARATORS = (",", ";", "\t", "|")
+_QUOTED = re.compile(r'"[^"]*"')
+_HEAD_BYTES = 1 << 16
 
 
 def read_table(path: Path, form: FileFormat, as_text: Collection[str]) -> pl.DataFrame:
@@ -32,13 +38,33 @@ def read_table(path: Path, form: FileFormat, as_text: Collection[str]) -> pl.Dat
         raise DataSourceError(f"the data file {path} may not be read by this user; change its permissions") from error
     except (OSError, EOFError, pl.exceptions.PolarsError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataSourceError(
-            f"the data file {path} cannot be read as {kind}: {first}; correct the file, or [format] in data.toml"
-        ) from error
+        advice = separator_advice(path, form) or "correct the file, or [format] in data.toml"
+        raise DataSourceError(f"the data file {path} cannot be read as {kind}: {first}; {advice}") from error
     stripped = [name.strip() for name in table.columns]
     if len(set(stripped)) != len(stripped):
         raise DataSourceError(f"the data file {path} has two columns of one name; rename one in its header")
     return table.rename(dict(zip(table.columns, stripped, strict=True)))
+
+
+def separator_advice(path: Path, form: FileFormat) -> str:
+    """What to set if the first line of a CSV file speaks for another separator than the one in force; else empty."""
+    if (form.kind or _kind_of(path)) is not FileKind.CSV:
+        return ""
+    try:
+        with path.open("rb") as file:
+            opened = gzip.GzipFile(fileobj=file) if path.name.lower().endswith(".gz") else file
+            line = opened.readline(_HEAD_BYTES).decode("utf-8", "replace")
+    except (OSError, EOFError, zlib.error):
+        return ""
+    counts = {separator: _QUOTED.sub("", line).count(separator) for separator in (form.separator, *_SEPARATORS)}
+    likely = max(counts, key=lambda separator: counts[separator])
+    if counts[likely] <= counts[form.separator]:
+        return ""
+    shown = likely.replace("\t", "\\t")
+    return (
+        f"the file looks as if its columns were parted by '{shown}': set separator = \"{shown}\" under [format] in "
+        "data.toml"
+    )
 
 
 def _kind_of(path: Path) -> FileKind:
@@ -75,6 +101,7 @@ def _parsed(content: bytes, form: FileFormat, separator: str, as_text: Collectio
         infer_schema_length=None,  # all rows: a sensor that is 0 for a day and 0.5 afterwards is no integer
         try_parse_dates=True,
         null_values=list(form.missing),
+        decimal_comma=form.decimal_comma,
         schema_overrides=_overrides(content, form, separator, as_text),
     )
     if form.header:

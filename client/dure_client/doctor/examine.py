@@ -11,6 +11,7 @@ from dure_client.doctor.network import network_findings
 from dure_client.doctor.sandbox import sandbox_findings
 from dure_client.health import FLOOR_BYTES
 from dure_client.home import AgentHome, HomeError
+from dure_client.leaving import LeftConsortiumError, check_is_member, what_leaving_lacks
 from dure_client.link.clock import clock_sentence
 from dure_client.link.standing import LinkStanding
 from dure_client.policy import Policy, PolicyError
@@ -32,6 +33,17 @@ def examine(home: AgentHome, sandbox: Sandbox, now: datetime, environment: Mappi
         yield Finding("policy", State.FAIL, "policy.toml is not valid; every job is refused", str(error))
     yield from sandbox_findings(sandbox, wanted, home.path.resolve())
     yield _disk(home.path)
+    try:
+        check_is_member(home)
+        lacks = what_leaving_lacks(home)
+    except LeftConsortiumError as error:
+        yield Finding("enrolment", State.WARN, "this firm left the consortium; nothing runs here any more", str(error))
+        return
+    except DureError as error:
+        yield Finding("enrolment", State.FAIL, "the home is damaged", str(error))
+        return
+    if lacks:
+        yield Finding("enrolment", State.WARN, "this firm left the consortium, and that is not done yet", lacks)
     yield from _modes(home)
     if not home.has_joined:
         yield Finding("enrolment", State.WARN, "this home belongs to no firm yet", "run `dure-agent join`")
@@ -71,7 +83,7 @@ def _modes(home: AgentHome) -> Iterator[Finding]:
 
 def _clock(standing: LinkStanding | None) -> Finding:
     if standing is None:
-        return Finding("clock", State.WARN, "not compared with the server's yet", "run the agent once")
+        return Finding("clock", State.WARN, "not compared with the server's yet", "`dure-agent status` compares it")
     sentence = clock_sentence(standing.clock_ahead_seconds)
     if sentence:
         return Finding("clock", State.WARN, f"off by {standing.clock_ahead_seconds:+.0f} s", sentence)

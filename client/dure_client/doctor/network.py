@@ -67,6 +67,7 @@ def _link(route: Route, root_file: Path) -> Iterator[Finding]:
         yield _no_tls(route, name, error)
     except (OSError, http.client.HTTPException) as error:
         advice = _proxy_advice(route.proxy) if route.proxy else "allow this machine to connect to that host and port"
+        advice += ", and ask the operator whether the server runs"
         yield Finding("link", State.FAIL, f"{route} is not reached ({error})", advice)
     else:
         yield Finding("link", State.OK, f"{route} is reached")

@@ -16,17 +16,27 @@ from dure_client.trainer.sandbox import Grants, Limits, Sandbox, SandboxError, S
 
 _TIMEOUT_SECONDS = 60.0
 _LIMITS = Limits(memory_bytes=1 << 30, scratch_bytes=1 << 20, num_threads=64, num_processors=1)
-_HELD: Mapping[str, str] = {
-    "network": "a trainer cannot connect, not even to this host",
-    "home": "a trainer cannot read the agent's home",
-    "system files": "a trainer cannot read /etc/passwd",
-    "writing": "a trainer cannot write outside of its scratch folder",
-    "processes": "a trainer cannot start processes",
-    "threads": "a trainer cannot start threads without end",
-    "processors": "a trainer cannot use more processors than its limit",
-    "memory": "a trainer cannot take more memory than its limit",
-    "shared memory": "a trainer cannot take memory that its limit does not count",
+_SENTENCES: Mapping[str, tuple[str, str]] = {
+    "network": ("a trainer cannot connect, not even to this host", "a trainer can connect to this host and to others"),
+    "home": ("a trainer cannot read the agent's home", "a trainer can read the agent's home, its keys among it"),
+    "system files": ("a trainer cannot read /etc/passwd", "a trainer can read /etc/passwd and files like it"),
+    "writing": (
+        "a trainer cannot write outside of its scratch folder",
+        "a trainer can write outside of its scratch folder",
+    ),
+    "processes": ("a trainer cannot start processes", "a trainer can start processes"),
+    "threads": ("a trainer cannot start threads without end", "a trainer can start threads without end"),
+    "processors": (
+        "a trainer cannot use more processors than its limit",
+        "a trainer can use more processors than its limit",
+    ),
+    "memory": ("a trainer cannot take more memory than its limit", "a trainer can take more memory than its limit"),
+    "shared memory": (
+        "a trainer cannot take memory that its limit does not count",
+        "a trainer can take memory that its limit does not count",
+    ),
 }
+"""Of each attempt: what is said where it was held, and where it was not."""
 _BY_ROOT = "run the agent as a user of its own: the kernel counts no threads of root's"
 
 
@@ -51,21 +61,21 @@ def sandbox_findings(sandbox: Sandbox, wanted: SandboxLevel, home: Path) -> Iter
     except (SandboxError, OSError, subprocess.SubprocessError, ValidationError) as error:
         yield Finding("sandbox: probe", State.FAIL, f"the probe did not run: {error}", "tell us: this is not foreseen")
         return
-    for name, sentence in _HELD.items():
-        yield _finding(name, sentence, attempts.get(name), wanted)
+    for name in _SENTENCES:
+        yield _finding(name, attempts.get(name), wanted)
 
 
-def _finding(name: str, sentence: str, attempt: _Attempt | None, wanted: SandboxLevel) -> Finding:
+def _finding(name: str, attempt: _Attempt | None, wanted: SandboxLevel) -> Finding:
     title = f"sandbox: {name}"
     if attempt is None:
         return Finding(title, State.FAIL, "not tried: the probe ended before", "tell us: this is not foreseen")
+    held, open_ = _SENTENCES[name]
     if attempt.held:
-        return Finding(title, State.OK, f"{sentence} (tried: {attempt.by})")
-    opposite = sentence.replace("cannot", "can", 1)
+        return Finding(title, State.OK, f"{held} (tried: {attempt.by})")
     if name == "threads" and os.name == "posix" and os.geteuid() == 0:
-        return Finding(title, State.WARN, f"{opposite} (tried)", _BY_ROOT)
+        return Finding(title, State.WARN, f"{open_} (tried)", _BY_ROOT)
     state = State.FAIL if wanted is SandboxLevel.FULL else State.WARN
-    return Finding(title, state, f"{opposite} (tried)", "see the line `sandbox` for what is missing here")
+    return Finding(title, state, f"{open_} (tried)", "see the line `sandbox` for what is missing here")
 
 
 def _tried(sandbox: Sandbox, home: Path) -> dict[str, _Attempt]:

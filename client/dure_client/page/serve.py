@@ -7,6 +7,7 @@ from typing import Final
 import uvicorn
 
 from dure_client.home import AgentHome
+from dure_client.leaving import check_is_member
 from dure_client.page.access import Access
 from dure_client.page.acts import LeaveJob
 from dure_client.page.app import firm_app
@@ -23,9 +24,10 @@ class PageError(DureError):
 def serve(home: AgentHome, port: int, tell: Callable[[str, Access], None], leave: LeaveJob | None = None) -> None:
     """Serve until SIGINT or SIGTERM; `port` 0 takes any free one. `tell` is given the address and the access, once.
 
-    Raises PageError if the port is taken, HomeError if the firm has not joined.
+    Raises PageError if the port is taken, HomeError if the firm has not joined or has left.
     """
     home.config()
+    check_is_member(home)
     with _listening(port) as listener:
         own = listener.getsockname()[1]
         access = Access()
