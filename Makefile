@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-.PHONY: help install demo test test-outage lint format fuzz chaos endurance bench bench-scale bench-secagg gain bundle clean
+.PHONY: help install demo test test-slow test-outage lint format fuzz chaos endurance bench bench-scale bench-secagg gain bundle clean
 
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
 	@echo "make demo      found a consortium on this machine and train (ARGS='--data DIR --exit --report FILE')"
-	@echo "make test      run the tests"
+	@echo "make test      run the tests (some 19 minutes on two cores)"
+	@echo "make test-slow     a stock SuperLink, kills and full disks, sixty rounds, 17 agents: what CI runs besides (5 minutes)"
 	@echo "make test-outage   cut every link for 5 minutes in mid-round, twice (DURE_OUTAGE_SECONDS=300)"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
@@ -41,6 +42,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "Running the tests…"
 	@$(QUIET) $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)
+	@$(QUIET) $(BIN)/python -m pytest -m slow $(ARGS)
 
 test-outage: $(STAMP)
 	@$(QUIET) $(BIN)/python -m pytest -m long -s tests/end_to_end/test_job_over_bad_links.py $(ARGS)

@@ -39,6 +39,7 @@ def test_kills_of_every_process_leave_the_model_of_the_undisturbed_run(site: Sit
     ended_well(site.run(faults, rounds=4))
 
 
+@pytest.mark.slow
 def test_a_firm_killed_in_threshold_mode_is_in_the_sum_or_told_to_be_out_of_it(site: Site) -> None:
     faults = [
         Fault("agent:firm-d", Action.KILL, "update", 1, "agent:firm-d sent"),
@@ -48,6 +49,7 @@ def test_a_firm_killed_in_threshold_mode_is_in_the_sum_or_told_to_be_out_of_it(s
     ended_well(site.run(faults, rounds=2, mode="threshold", whole=False))
 
 
+@pytest.mark.slow
 def test_cut_and_stalled_links_and_messages_that_come_twice_late_and_out_of_order_change_nothing(site: Site) -> None:
     faults = [
         Fault("link", Action.CUT, "join", 1, seconds=0.5),
@@ -60,11 +62,13 @@ def test_cut_and_stalled_links_and_messages_that_come_twice_late_and_out_of_orde
     ended_well(site.run(faults, rounds=2))
 
 
+@pytest.mark.slow
 def test_a_second_coordinator_of_a_job_changes_nothing(site: Site) -> None:
     faults = [Fault("coordinator", Action.SECOND_COORDINATOR, phase, 1) for phase in ("join", "update", "release")]
     ended_well(site.run(faults, rounds=3))
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_time_and_nothing_else() -> None:
     if reason := disks.why_not():
         lacking(reason)
@@ -72,6 +76,7 @@ def test_a_full_disk_costs_time_and_nothing_else() -> None:
         ended_well(site.run([Fault("server", Action.FULL_DISK, "update", 1, seconds=2.0)], rounds=2))
 
 
+@pytest.mark.slow
 def test_a_postgresql_that_restarts_or_turns_read_only_in_mid_job_costs_time_and_nothing_else() -> None:
     binaries = programs()
     if binaries is None:

@@ -3,12 +3,15 @@
 Memory is judged by the long form: over so few rounds an allocator still settles.
 """
 
+import pytest
+
 from tests.chaos.endurance import Look, endure, grown
 from tests.chaos.site import running
 
 STEADY = Look(100.0, 20, 4, 10)
 
 
+@pytest.mark.slow
 def test_sixty_rounds_leave_no_descriptor_connection_thread_or_file_behind() -> None:
     with running() as site:
         before, after, said = endure(site, rounds=60, warm_up=20)

@@ -26,7 +26,8 @@ from tests.compatibility.three_firms import FIRMS, MODEL, ROUNDING_STEP, ROUNDS,
 pytestmark = pytest.mark.timeout(600)
 
 JOB_SECONDS = 400.0  # a SuperNode polls every 3 s and starts a process a message: 160 s on two busy cores
-RUNTIMES = ("link", "in_process", "superlink")
+SUPERLINK = pytest.param("superlink", marks=pytest.mark.slow)  # two minutes
+RUNTIMES = ("link", "in_process", SUPERLINK)
 RECORDING_SERVER = '''
 """The bundle's server side, with a Grid that writes down what the operator of a SuperLink gets to see."""
 import itertools, os
@@ -193,7 +194,7 @@ def test_each_firm_gets_its_result(outcome: Outcome) -> None:
         assert result.num_test == 60
 
 
-@pytest.mark.parametrize("other", ["in_process", "superlink"])
+@pytest.mark.parametrize("other", ["in_process", SUPERLINK])
 def test_runtimes_agree_up_to_the_rounding_of_updates(
     link: Outcome, other: str, request: pytest.FixtureRequest
 ) -> None:
@@ -215,6 +216,7 @@ def test_with_the_same_randomness_a_job_repeats_bit_for_bit(tmp_path: Path, data
     assert first.state.hash == again.state.hash
 
 
+@pytest.mark.slow
 def test_a_superlink_sees_no_update(superlink: Outcome, seen: Path) -> None:
     plain = {firm: three_firms.plaintext_statistics(superlink.job, superlink.homes[firm]) for firm in FIRMS}
     np.testing.assert_array_equal(superlink.statistics, sum(plain.values()))
@@ -228,6 +230,7 @@ def test_a_superlink_sees_no_update(superlink: Outcome, seen: Path) -> None:
         assert abs(bits.mean() - 0.5) < 4 * 0.5 / np.sqrt(bits.size)
 
 
+@pytest.mark.slow
 def test_on_a_supernode_the_ledger_tells_what_left(superlink: Outcome, seen: Path) -> None:
     for firm, home in superlink.homes.items():
         records = list(read_records(home.ledger_file))

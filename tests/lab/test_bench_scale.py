@@ -31,6 +31,7 @@ def measured(*more: str) -> ScaleBenchmark:
     return ScaleBenchmark.model_validate(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_seventeen_agents_in_two_programs_run_a_job_in_threshold_mode() -> None:
     result = measured()
     assert (result.agents, result.parameters, result.store, result.mode) == (17, 2000, "sqlite", "threshold")
@@ -41,6 +42,7 @@ def test_seventeen_agents_in_two_programs_run_a_job_in_threshold_mode() -> None:
     assert result.idle.connections_per_agent == result.idle.link_connections_per_agent == 1
 
 
+@pytest.mark.slow
 def test_the_same_over_postgresql() -> None:
     binaries = programs()
     if binaries is None:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from dure_client.trainer.sandbox import SandboxLevel, find_sandbox
@@ -9,6 +10,7 @@ from dure_lab.cli import app
 from tests.conftest import lacking
 
 
+@pytest.mark.slow
 def test_the_start_is_timed_in_every_sandbox_and_beside_what_bounds_it() -> None:
     if find_sandbox().level is not SandboxLevel.FULL:
         lacking(f"the sandbox: {find_sandbox().why_not_more}")
