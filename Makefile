@@ -11,8 +11,8 @@ QUIET := FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 help:
 	@echo "make install   make .venv and install Dure with everything for development"
 	@echo "make demo      found a consortium on this machine and train (ARGS='--data DIR --exit --report FILE')"
-	@echo "make test      run the tests (some 19 minutes on two cores)"
-	@echo "make test-slow     a stock SuperLink, kills and full disks, sixty rounds, 17 agents: what CI runs besides (5 minutes)"
+	@echo "make test      run the tests (some 18 minutes on two cores)"
+	@echo "make test-slow     a stock SuperLink, kills and full disks, sixty rounds, 17 agents: what CI runs besides (4 minutes)"
 	@echo "make test-outage   cut every link for 5 minutes in mid-round, twice (DURE_OUTAGE_SECONDS=300)"
 	@echo "make lint      ruff, mypy, import rules"
 	@echo "make bench     time an encrypted round, 3 firms and 10 million parameters, as JSON"
