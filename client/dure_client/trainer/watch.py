@@ -15,6 +15,7 @@ _MAX_ENTRIES = 10_000
 _MAX_DEPTH = 64
 _LEAST_FREE_BYTES = 4 << 30
 """A trainer ends where less is free on the disk, or less than half of what was free when it began."""
+_PARENT = re.compile(rb"^PPid:\s*(\d+)$", re.MULTILINE)
 _RESIDENT = re.compile(rb"^Rss(?:Anon|Shmem):\s*(\d+) kB", re.MULTILINE)
 
 logger = logging.getLogger(__name__)
@@ -55,19 +56,34 @@ def watch(process: Watched, scratch: Path, limits: Limits) -> None:
             return
 
 
-def memory_of(pid: int) -> int:
+def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
     """Bytes in memory of a process and all that it started, beside files of the disk; 0 where the system does not say.
 
     A limit on a process counts what is mapped for writing, and not what was written and then protected.
     """
     total, waiting = 0, [pid]
+    parents: dict[int, list[int]] | None = None
     while waiting:
-        folder = Path("/proc", str(waiting.pop()))
+        number = waiting.pop()
+        folder = proc / str(number)
         with suppress(OSError):  # it has ended
             total += sum(int(kilobytes) << 10 for kilobytes in _RESIDENT.findall((folder / "status").read_bytes()))
-            for children in folder.glob("task/*/children"):
+            named = list(folder.glob("task/*/children"))
+            for children in named:
                 waiting += [int(child) for child in children.read_bytes().split()]
+            if not named:  # a kernel that does not name children: all processes are looked at
+                parents = _children_by_parent(proc) if parents is None else parents
+                waiting += parents.get(number, [])
     return total
+
+
+def _children_by_parent(proc: Path) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for status in proc.glob("[0-9]*/status"):
+        with suppress(OSError):
+            if parent := _PARENT.search(status.read_bytes()):
+                found.setdefault(int(parent[1]), []).append(int(status.parent.name))
+    return found
 
 
 def is_within(scratch: Path, most_bytes: int) -> bool:
