@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dure_client.heads import Heads, read_statements, statements_file, witnesses_file
+from dure_client.heads import Heads, read_statements, read_witnesses, statements_file, witnesses_file
 from dure_client.ledger import Ledger, head_file, read_records
 from dure_client.ledger_export import Export, export, verify_export
 from dure_protocols.certificates import Authority, certificate_der
@@ -124,6 +124,17 @@ class FirmLedger:
         shutil.rmtree(self.folder)
         shutil.copytree(backup, self.folder)
         self.open()
+
+    def roll_back_and_hide_it(self) -> None:
+        """Take up an older ledger after the newer end was countersigned, and keep nothing of that but the last word."""
+        backup = self.back_up()
+        self.record(3)
+        assert self.state() == []
+        self.restore(backup)
+        self.record(note="another history ")
+        self.state()
+        own = [each for each in read_witnesses(self.file) if each.firm == self.firm]
+        witnesses_file(self.file).write_bytes(own[-1].to_line())
 
     def rewrite(self) -> None:
         """The ledger made anew with the firm's own key: same length and more, other contents; statements are kept."""

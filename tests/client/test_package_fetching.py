@@ -30,7 +30,7 @@ from dure_server.models import ModelRegistry
 from dure_server.settings import ServerHome, ServerSettings
 from dure_server.setup import make_home
 from dure_server.store import Store
-from tests.client.test_enrolment import Recorder, Site, free_port, running
+from tests.client.enrolment_site import Recorder, Site, free_port, running
 from tests.model_packages.made import pump
 
 

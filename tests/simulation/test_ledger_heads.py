@@ -212,14 +212,7 @@ def test_a_firm_that_rolls_back_and_throws_the_evidence_away_is_told_on_by_the_c
     firms: Firms,
 ) -> None:
     kim, _ = firms
-    backup = kim.back_up()
-    kim.record(3)
-    assert kim.state() == []
-    kim.restore(backup)
-    kim.record(note="another history ")
-    kim.state()
-    own = next(each for each in reversed(read_witnesses(kim.file)) if each.firm == "kim")
-    witnesses_file(kim.file).write_bytes(own.to_line())
+    kim.roll_back_and_hide_it()
     assert kim.verify(kim.export()).doubts == ["kim: the server counted 1 break of its statements"]
 
 
