@@ -1,4 +1,4 @@
-"""What a trainer has in memory, as the kernel's files say it."""
+"""What a trainer has in memory, as the kernel's files say it; and that nobody trains unwatched."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dure_client.trainer.watch import memory_of
+from dure_client.trainer.sandbox import Limits
+from dure_client.trainer.watch import memory_of, watch
 
 
 def process(proc: Path, pid: int, parent: int, kilobytes: int, children: list[int] | None) -> None:
@@ -37,3 +38,23 @@ def test_this_kernel_tells_what_a_child_has_written() -> None:
             assert 64 << 20 < memory_of(child.pid) < 256 << 20
         finally:
             child.kill()
+
+
+class Running:
+    """A process that ends when it is killed."""
+
+    pid = 0
+    killed = False
+
+    def has_ended_within(self, seconds: float) -> bool:
+        return self.killed
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_a_trainer_whose_scratch_folder_cannot_be_looked_at_is_ended(tmp_path: Path) -> None:
+    """One that moved its folder away would else write unwatched."""
+    running = Running()
+    watch(running, tmp_path / "gone", Limits(1 << 40))
+    assert running.killed

@@ -39,21 +39,26 @@ class Watched(Protocol):
 
 
 def watch(process: Watched, scratch: Path, limits: Limits) -> None:
-    """Look twice a second until the process ends, or end it. Runs in a thread of its own."""
-    least_free_bytes = min(_LEAST_FREE_BYTES, shutil.disk_usage(scratch).free // 2)
-    while not process.has_ended_within(_LOOK_SECONDS):
+    """Look twice a second until the process ends, or end it; also where one cannot look. In a thread of its own."""
+    try:
+        least_free_bytes = min(_LEAST_FREE_BYTES, shutil.disk_usage(scratch).free // 2)
         why = ""
-        if memory_of(process.pid) > limits.memory_bytes:
-            why = "it took more memory than it may"
-        # A deleted file that is still open shows in no folder, but on the disk.
-        elif shutil.disk_usage(scratch).free < least_free_bytes:
-            why = f"too little space is left on the disk of {scratch}"
-        elif not is_within(scratch, limits.scratch_bytes):
-            why = f"it wrote more than it may into {scratch}"
-        if why:
-            logger.warning("the trainer was ended: %s", why)
-            process.kill()
-            return
+        while not why and not process.has_ended_within(_LOOK_SECONDS):
+            why = _too_much(process.pid, scratch, limits, least_free_bytes)
+    except OSError as error:
+        why = f"{scratch} cannot be looked at: {error}"
+    if why:
+        logger.warning("the trainer was ended: %s", why)
+        process.kill()
+
+
+def _too_much(pid: int, scratch: Path, limits: Limits, least_free_bytes: int) -> str:
+    if memory_of(pid) > limits.memory_bytes:
+        return "it took more memory than it may"
+    # A deleted file that is still open shows in no folder, but on the disk.
+    if shutil.disk_usage(scratch).free < least_free_bytes:
+        return f"too little space is left on the disk of {scratch}"
+    return "" if is_within(scratch, limits.scratch_bytes) else f"it wrote more than it may into {scratch}"
 
 
 def memory_of(pid: int, proc: Path = Path("/proc")) -> int:
